@@ -1,0 +1,1 @@
+"""Benchmarking and ablation suite for sparse autoencoder architectures."""

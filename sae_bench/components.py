@@ -1,0 +1,121 @@
+"""Components: frozen dataclasses that are configuration, code and plot label at once.
+
+A kernel, a penalty, an activation, a context policy or a recipe is an immutable object that holds
+no tensors. Whatever is written down about it (run records, saved SAEs, cache names) is derived
+from its fields, so a record can never omit what was used.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Self, TypeVar
+
+from sae_bench.errors import InputError
+
+T = TypeVar("T")
+
+
+class Component:
+    """Base of all components. A subclass is a frozen dataclass whose fields are plain values
+    (numbers, strings, booleans, None, tuples of them) or other components."""
+
+    @property
+    def label(self) -> str:
+        """Short text for legends and tables: the class name and its fields' values."""
+        fields = [getattr(self, field.name) for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        shown = ", ".join(_label_of(value) for value in fields)
+        return f"{type(self).__name__}({shown})" if shown else type(self).__name__
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready description from which `from_record` makes an equal object."""
+        fields = {field.name: to_plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"class": type(self).__name__, **fields}
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def _label_of(value: Any) -> str:
+    if isinstance(value, Component):
+        return value.label
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def to_plain(value: Any) -> Any:
+    """JSON-ready form of a component, or of a container of components and plain values."""
+    if isinstance(value, Component):
+        return value.record()
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_record(base: type[T], record: Any, where: str = "record") -> T:
+    """The component that `record` describes.
+
+    Args:
+        base: class that the result must be an instance of.
+        record: what `Component.record` returned, possibly after a trip through JSON.
+        where: name of the file or key, for error messages.
+
+    Raises:
+        InputError: the class is unknown or not a `base`, or a field is missing or unknown.
+    """
+    if not isinstance(record, Mapping) or not isinstance(record.get("class"), str):
+        raise InputError(f"{where}: expected the record of a {base.__name__}, got {record!r:.80}")
+    cls = find_class(base, record["class"], where)
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    given = {key: value for key, value in record.items() if key != "class"}
+    if unknown := sorted(set(given) - names):
+        raise InputError(f"{where}: {cls.__name__} has no field {unknown[0]!r} (it has {sorted(names)})")
+    try:
+        return cls(**{key: _from_plain(value, f"{where}.{key}") for key, value in given.items()})
+    except TypeError as error:
+        raise InputError(f"{where}: {cls.__name__}: {error}") from None
+
+
+def _from_plain(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return from_record(Component, value, where)  # type: ignore[type-abstract]
+    if isinstance(value, list):
+        return tuple(_from_plain(item, where) for item in value)
+    return value
+
+
+def subclasses(base: type[T]) -> Iterator[type[T]]:
+    """Every live subclass of `base`, itself excluded, in order of definition."""
+    for cls in base.__subclasses__():
+        yield cls
+        yield from subclasses(cls)
+
+
+def find_class(base: type[T], name: str, where: str = "registry") -> type[T]:
+    """The subclass of `base` called `name`.
+
+    A class that was defined again at the same place (a notebook cell run twice) replaces its
+    older self; two different classes under one name are an error.
+
+    Raises:
+        InputError: no class or more than one class has that name.
+    """
+    found = {(cls.__module__, cls.__qualname__): cls for cls in subclasses(base) if cls.__name__ == name}
+    if not found:
+        known = sorted({cls.__name__ for cls in subclasses(base) if not cls.__name__.startswith("_")})
+        raise InputError(
+            f"{where}: unknown {base.__name__} {name!r}; known: {', '.join(known)} "
+            "(import the module that defines yours first)"
+        )
+    if len(found) > 1:
+        places = " and ".join(f"{module}.{qualname}" for module, qualname in sorted(found))
+        raise InputError(f"{where}: {name!r} is defined twice, in {places}; rename one of them")
+    return next(iter(found.values()))
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """Hexadecimal hash of a JSON-ready value or component: equal values, equal digests."""
+    text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
