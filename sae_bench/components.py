@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from sae_bench.errors import InputError
 
@@ -19,6 +19,9 @@ T = TypeVar("T")
 class Component:
     """Base of all components. A subclass is a frozen dataclass whose fields are plain values
     (numbers, strings, booleans, None, tuples of them) or other components."""
+
+    units: ClassVar[Mapping[str, int]] = {}
+    """Power of the activation scale in which each dimensional field is expressed."""
 
     @property
     def label(self) -> str:
@@ -35,6 +38,19 @@ class Component:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def rescaled(self, s: float) -> Self:
+        """The same component for activations multiplied by `s`: each field times s^units[field],
+        components inside likewise (thresholds and bandwidths scale as s, the coefficient of L0 as
+        s^2, of L1 as s)."""
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Component):
+                changes[field.name] = value.rescaled(s)
+            elif field.name in self.units and value is not None:
+                changes[field.name] = value * s ** self.units[field.name]
+        return self.replace(**changes)
 
 
 def _label_of(value: Any) -> str:

@@ -1,0 +1,151 @@
+"""Sparsity penalties. Each carries its coefficient; its value is a mean over the batch.
+
+Units: training normalises activations to E||x||^2 = 1, and coefficients belong to those units.
+`sum` below runs over latents, d_i is row i of W_dec.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_bench.activations import Latents
+from sae_bench.components import Component
+from sae_bench.errors import InputError
+
+
+@dataclass(frozen=True)
+class Penalty(Component):
+    """Base of all penalties: `coefficient` times `value`.
+
+    Raises:
+        InputError: a negative coefficient.
+    """
+
+    coefficient: float
+
+    through_step: ClassVar[bool] = False
+    """Whether the gradient arrives through the step function (and so needs a pseudo-derivative)."""
+
+    def __post_init__(self) -> None:
+        if not self.coefficient >= 0:
+            raise InputError(
+                f"{type(self).__name__}: the coefficient must not be negative, "
+                f"got {self.coefficient}"
+            )
+
+    def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+        """The penalty with coefficient 1: a scalar, averaged over the batch."""
+        raise NotImplementedError
+
+    def __call__(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+        """coefficient * value."""
+        return self.coefficient * self.value(latents, W_dec)
+
+
+@dataclass(frozen=True)
+class NoPenalty(Penalty):
+    """For activations that fix their own sparsity."""
+
+    coefficient: float = 0.0
+
+    def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+        """Zero."""
+        return latents.f.new_zeros(())
+
+
+@dataclass(frozen=True)
+class L1(Penalty):
+    """sum f_i, for decoders with rows of unit norm."""
+
+    units: ClassVar = {"coefficient": 1}
+
+    def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+        """Mean over the batch of sum f_i."""
+        return latents.f.sum() / len(latents.f)
+
+
+@dataclass(frozen=True)
+class RIL1(Penalty):
+    """sum f_i ||d_i||: reparametrisation-invariant L1, for decoders with free rows
+    (Anthropic, April 2024 update; arXiv 2407.14435, p. 16)."""
+
+    units: ClassVar = {"coefficient": 1}
+
+    def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+        """Mean over the batch of sum f_i ||d_i||."""
+        return (latents.f.sum(0) @ W_dec.norm(dim=1)) / len(latents.f)
+
+
+@dataclass(frozen=True)
+class L0(Penalty):
+    """sum H(pre_i - theta_i), straight-through (arXiv 2407.14435, equation 9)."""
+
+    units: ClassVar = {"coefficient": 2}
+    through_step = True
+
+    def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+        """Mean L0 of the batch."""
+        return latents.step.sum() / len(latents.step)
+
+
+@dataclass(frozen=True)
+class TargetL0(Penalty):
+    """(L0 / target - 1)^2 for each token (arXiv 2407.14435, appendix F)."""
+
+    coefficient: float = 1.0
+    target: float = 64.0
+
+    units: ClassVar = {"coefficient": 2}
+    through_step = True
+
+    def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+        """Mean over the batch of (L0 / target - 1)^2."""
+        return (latents.step.sum(-1) / self.target - 1).square().mean()
+
+
+@dataclass(frozen=True)
+class TargetMeanL0(Penalty):
+    """(mean L0 / target - 1)^2: leaves tokens free to differ; smaller than `TargetL0` by
+    Var(L0) / target^2."""
+
+    coefficient: float = 1.0
+    target: float = 64.0
+
+    units: ClassVar = {"coefficient": 2}
+    through_step = True
+
+    def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+        """(mean over the batch of L0 / target - 1)^2."""
+        return (latents.step.sum(-1).mean() / self.target - 1).square()
+
+
+@dataclass(frozen=True)
+class Tanh(Penalty):
+    """sum tanh(c f_i ||d_i||) (Anthropic, January 2025 update). The published c = 4 belongs to
+    E||x|| = sqrt(d_in); for E||x||^2 = 1 that is c = 4 sqrt(d_in)."""
+
+    c: float = 96.0
+
+    units: ClassVar = {"coefficient": 2, "c": -1}
+
+    def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+        """Mean over the batch of sum tanh(c f_i ||d_i||)."""
+        return (self.c * latents.f * W_dec.norm(dim=1)).tanh().sum() / len(latents.f)
+
+
+@dataclass(frozen=True)
+class QuadraticFrequency(Penalty):
+    """sum p_i (1 + p_i / w), p_i the firing rate over the batch: charges frequent latents more
+    (arXiv 2407.14435, discussion)."""
+
+    w: float = 0.1
+
+    units: ClassVar = {"coefficient": 2}
+    through_step = True
+
+    def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+        """sum p_i (1 + p_i / w)."""
+        p = latents.step.mean(0)
+        return (p * (1 + p / self.w)).sum()
