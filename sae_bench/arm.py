@@ -1,0 +1,126 @@
+"""Arms: the specification of one trained cell, and grids of them."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from sae_bench.components import Component, digest, to_plain
+from sae_bench.errors import InputError
+from sae_bench.recipe import Recipe
+from sae_bench.sae import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One SAE to train: architecture, width, slots, seed and recipe.
+
+    Args:
+        architecture: the class.
+        d_sae: number of latents.
+        recipe: how it is trained.
+        seed: draws the initial weights (the recipe's `data_seed` draws the order of the data).
+        slots: values of the architecture's slots that differ from its defaults.
+    """
+
+    architecture: type[SparseAutoencoder]
+    d_sae: int
+    recipe: Recipe
+    seed: int = 0
+    slots: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.architecture, type) and issubclass(self.architecture, SparseAutoencoder)):
+            raise InputError(f"an arm needs a subclass of SparseAutoencoder, got {self.architecture!r:.60}")
+        if not (isinstance(self.d_sae, int) and self.d_sae >= 1):
+            raise InputError(f"{self.name}: d_sae must be a positive integer, got {self.d_sae!r:.40}")
+        if not isinstance(self.recipe, Recipe):
+            raise InputError(f"{self.name}: recipe must be a Recipe, got {self.recipe!r:.40}")
+        object.__setattr__(self, "slots", MappingProxyType(self.architecture.resolve(self.slots)))
+        if self.objection is None:
+            self.slots["activation"].parameters(self.d_sae)  # k larger than d_sae fails here
+
+    @property
+    def name(self) -> str:
+        """The architecture's name in tables and legends: its class name without the ending SAE."""
+        return self.architecture.__name__.removesuffix("SAE")
+
+    @property
+    def objection(self) -> str | None:
+        """Why this cell has no meaning and is skipped, or None."""
+        return self.architecture.objection(self.slots)
+
+    def build(self, d_in: int) -> SparseAutoencoder:
+        """The untrained SAE."""
+        return self.architecture(d_in, self.d_sae, seed=self.seed, **self.slots)
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready description of everything that decides the result but the data."""
+        return {
+            "architecture": self.architecture.__name__,
+            "d_sae": self.d_sae,
+            "seed": self.seed,
+            "slots": to_plain(dict(self.slots)),
+            "recipe": self.recipe.record(),
+        }
+
+    @property
+    def key(self) -> str:
+        """Name of the arm's folder: readable, unique by content."""
+        return f"{self.name.lower()}-{digest(self.record())}"
+
+    def columns(self) -> dict[str, Any]:
+        """What the result table says of the arm."""
+        activation, penalty, kernel = (self.slots[s] for s in ("activation", "penalty", "kernel"))
+        uses_kernel = penalty.through_step or activation.parameters(self.d_sae)
+        extra = {
+            name: value.label if isinstance(value, Component) else value
+            for name, value in self.slots.items()
+            if name not in ("activation", "penalty", "kernel")
+        }
+        return {
+            "arm": self.key,
+            "architecture": self.name,
+            "activation": activation.label,
+            "penalty": penalty.replace(coefficient=0.0).label.removesuffix("(0)").replace("(0, ", "("),
+            "coefficient": penalty.coefficient,
+            "kernel": kernel.label if uses_kernel else "",
+            "d_sae": self.d_sae,
+            "seed": self.seed,
+            **extra,
+            "lr": self.recipe.lr,
+            "threshold_lr": self.recipe.threshold_lr or self.recipe.lr,
+            "batch_size": self.recipe.batch_size,
+            "data_seed": self.recipe.data_seed,
+            "train_tokens": self.recipe.steps * self.recipe.batch_size,
+        }
+
+
+def grid(
+    architecture: type[SparseAutoencoder], *, recipe: Recipe | Sequence[Recipe], **axes: Any
+) -> list[Arm]:
+    """All combinations of the given values: lists, tuples and ranges are axes, anything else is
+    one value. (A slot whose value is itself a tuple goes into a list.)
+
+    `grid(JumpReLUSAE, d_sae=[4096], penalty=[L0(1e-3), L0(3e-3)], seed=range(3), recipe=recipe)`
+    makes 6 arms. Cells without meaning are kept; `run` records them as skipped with the reason.
+
+    Raises:
+        InputError: unknown slot, value of the wrong type, no value on an axis, d_sae missing.
+    """
+    axes = {"seed": 0, **axes, "recipe": recipe}
+    if "d_sae" not in axes:
+        raise InputError(f"grid({architecture.__name__}): d_sae is missing, e.g. d_sae=4096")
+    values = {
+        name: list(value) if isinstance(value, list | tuple | range) else [value]
+        for name, value in axes.items()
+    }
+    if empty := [name for name, options in values.items() if not options]:
+        raise InputError(f"grid({architecture.__name__}): no value given for {empty[0]}")
+    arms = []
+    for combination in itertools.product(*values.values()):
+        cell = dict(zip(values, combination, strict=True))
+        fixed = {name: cell.pop(name) for name in ("d_sae", "seed", "recipe")}
+        arms.append(Arm(architecture, slots=cell, **fixed))
+    return arms

@@ -1,0 +1,275 @@
+"""The interface that every architecture implements."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae_bench.activations import Activation, Latents, ReLU
+from sae_bench.components import Component
+from sae_bench.decoders import Decoder, UnitRows
+from sae_bench.errors import InputError
+from sae_bench.estimators import BatchKDE, Estimator, as_estimator
+from sae_bench.kernels import Kernel
+from sae_bench.penalties import L1, Penalty
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Value of the training loss on one batch.
+
+    total: sum of `terms`; terms: name -> scalar, each averaged over the batch; latents and
+    reconstruction: what the forward pass produced on the way.
+    """
+
+    total: Float[Tensor, ""]
+    terms: Mapping[str, Float[Tensor, ""]]
+    latents: Latents
+    reconstruction: Float[Tensor, "batch d_in"]
+
+
+class SparseAutoencoder(nn.Module):
+    """x -> pre = (x - b_dec) W_enc + b_enc -> f = activation(pre) -> x_hat = f W_dec + b_dec.
+
+    Loss = sum over d_in, mean over the batch, of (x - x_hat)^2, plus the penalty.
+
+    **Slots.** The annotated class attributes are slots: each can be given another value by keyword
+    when an SAE is built, and all of them go into the record. A subclass changes a slot's default or
+    adds slots by annotating class attributes of its own (components or plain values).
+
+    **Subclassing.** Override any of `initial`, `latents`, `decode`, `loss_terms`, `biases`,
+    `objection`; nothing else needs to know. `loss` is a pure function: what moves during training
+    moves in `observe`, which only the trainer calls.
+
+    Args:
+        d_in: width of the activations.
+        d_sae: number of latents.
+        seed: draws the initial weights. Architectures with the same seed, d_in, d_sae and decoder
+            constraint start from the same decoder.
+        slots: values of slots; `kernel` takes a kernel or an estimator around one.
+
+    Raises:
+        InputError: unknown slot, value of the wrong type, or a combination without meaning.
+    """
+
+    activation: Activation = ReLU()
+    penalty: Penalty = L1(1e-2)
+    kernel: Estimator = BatchKDE()
+    decoder: Decoder = UnitRows()
+
+    W_enc: Float[Tensor, "d_in d_sae"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_dec: Float[Tensor, " d_in"]
+    silent_tokens: Int[Tensor, " d_sae"]
+    """Training tokens since each latent last fired."""
+
+    biases: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
+    """Tensors in units of the activations: those that fold with the activation scale."""
+
+    def __init__(self, d_in: int, d_sae: int, *, seed: int = 0, **slots: Any) -> None:
+        super().__init__()
+        self.d_in, self.d_sae, self.seed = d_in, d_sae, seed
+        if not (d_in >= 1 and d_sae >= 1):
+            raise InputError(
+                f"{type(self).__name__}: d_in and d_sae must be positive, got {d_in} and {d_sae}"
+            )
+        resolved = self.resolve(slots)
+        if reason := self.objection(resolved):
+            raise InputError(f"{type(self).__name__}: {reason}")
+        for name, value in resolved.items():
+            setattr(self, name, value)
+        self._own_names = tuple(self.activation.parameters(d_sae))
+        for name, value in self.initial(torch.Generator().manual_seed(seed)).items():
+            self.register_parameter(name, nn.Parameter(value))
+        self.register_buffer("silent_tokens", torch.zeros(d_sae, dtype=torch.int64))
+
+    # -- slots ------------------------------------------------------------------------------------
+
+    @classmethod
+    def slot_defaults(cls) -> dict[str, Any]:
+        """Every slot of the class with its default value."""
+        names = [
+            name
+            for base in reversed(cls.__mro__)
+            if issubclass(base, SparseAutoencoder)
+            for name in base.__annotations__
+            if hasattr(cls, name) and name != "biases"
+        ]
+        return {name: getattr(cls, name) for name in names}
+
+    @classmethod
+    def resolve(cls, slots: Mapping[str, Any]) -> dict[str, Any]:
+        """`slots` completed by the defaults.
+
+        Raises:
+            InputError: unknown slot, or a component of the wrong kind.
+        """
+        defaults = cls.slot_defaults()
+        for name, value in slots.items():
+            if name not in defaults:
+                raise InputError(
+                    f"{cls.__name__}: unknown argument {name!r}; it takes {', '.join(defaults)}"
+                )
+            kind = _kind(defaults[name])
+            if kind is Estimator and isinstance(value, Kernel):
+                value = as_estimator(value)
+            if not isinstance(value, kind):
+                raise InputError(
+                    f"{cls.__name__}: {name} must be a {kind.__name__}, got {value!r:.60}"
+                )
+            defaults[name] = value
+        return defaults
+
+    @classmethod
+    def objection(cls, slots: Mapping[str, Any]) -> str | None:
+        """Why a combination of slots has no meaning, or None. `grid` records such cells as skipped
+        with this reason."""
+        if slots["penalty"].through_step:
+            return slots["activation"].objection_to_step(slots["kernel"])
+        return None
+
+    @property
+    def slots(self) -> dict[str, Any]:
+        """The values of all slots of this SAE."""
+        return {name: getattr(self, name) for name in self.slot_defaults()}
+
+    # -- what architectures override --------------------------------------------------------------
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Initial value of every parameter: rows of W_dec by the decoder constraint, W_enc its
+        transpose (untied afterwards), zero biases, and what the activation needs."""
+        W_dec = self.decoder.initial(self.d_sae, self.d_in, generator)
+        return {
+            "W_enc": W_dec.T.contiguous(),
+            "b_enc": torch.zeros(self.d_sae),
+            "W_dec": W_dec,
+            "b_dec": torch.zeros(self.d_in),
+            **self.activation.parameters(self.d_sae),
+        }
+
+    def latents(self, x: Float[Tensor, "batch d_in"]) -> Latents:
+        """Pre-activations, codes and step of a batch."""
+        return self.activation(self.affine(x, self.W_enc, self.b_enc), self._own, self.kernel)
+
+    def decode(self, f: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
+        """x_hat = f W_dec + b_dec."""
+        return torch.addmm(self.b_dec, f, self.W_dec)
+
+    def loss_terms(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        latents: Latents,
+        reconstruction: Float[Tensor, "batch d_in"],
+        sparsity_scale: float,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Named terms whose sum is minimised; each is averaged over the batch.
+
+        sparsity_scale multiplies the penalty (warm-up) and nothing else.
+        """
+        return {
+            "reconstruction": squared_error(x, reconstruction),
+            "sparsity": sparsity_scale * self.penalty(latents, self.W_dec),
+        }
+
+    @torch.no_grad()
+    def observe(self, latents: Latents) -> None:
+        """Advances the counters after a training step; nothing else does."""
+        fired = (latents.f > 0).any(0)
+        self.silent_tokens.add_(len(latents.f)).masked_fill_(fired, 0)
+
+    # -- what users call --------------------------------------------------------------------------
+
+    def affine(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_in d_out"],
+        b: Float[Tensor, " d_out"],
+    ) -> Float[Tensor, "batch d_out"]:
+        """(x - b_dec) W + b, computed as x W + (b - b_dec W): the gradient of b_dec then costs a
+        matrix-vector product instead of a matrix product."""
+        return torch.addmm(b - self.b_dec @ W, x, W)
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+        """The codes f, in units of x."""
+        return self.latents(x).f
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """The reconstruction of x."""
+        return self.decode(self.encode(x))
+
+    def loss(self, x: Float[Tensor, "batch d_in"], sparsity_scale: float = 1.0) -> Loss:
+        """Training loss of a batch: a pure function of x, the parameters and the buffers."""
+        latents = self.latents(x)
+        reconstruction = self.decode(latents.f)
+        terms = self.loss_terms(x, latents, reconstruction, sparsity_scale)
+        return Loss(torch.stack(list(terms.values())).sum(), terms, latents, reconstruction)
+
+    @property
+    def threshold(self) -> Float[Tensor, " d_sae"] | None:
+        """The per-latent threshold in units of the pre-activations (float32, or float64 for a
+        float64 SAE), or None if the activation has none."""
+        return self.activation.threshold(self._own)
+
+    @property
+    def threshold_parameters(self) -> list[nn.Parameter]:
+        """The activation's own parameters, which have a learning rate of their own."""
+        return list(self._own.values())
+
+    @property
+    def _own(self) -> dict[str, nn.Parameter]:
+        """The tensors that the activation declared."""
+        return {name: self._parameters[name] for name in self._own_names}  # type: ignore[misc]
+
+    # -- constraints, scale -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def project_gradients_(self) -> None:
+        """Removes forbidden parts of the gradient, in place, before an update."""
+        if self.W_dec.grad is not None:
+            self.decoder.project_gradient_(self.W_dec, self.W_dec.grad)
+
+    @torch.no_grad()
+    def project_parameters_(self) -> None:
+        """Restores all constraints, in place, after an update."""
+        self.decoder.project_(self.W_dec)
+        self.activation.project_(self._own)
+
+    @torch.no_grad()
+    def fold_(self, s: float) -> Self:
+        """Turns an SAE for x into the SAE for s * x, in place: codes, thresholds and
+        reconstructions scale by s, decoder rows stay. Components follow (`Component.rescaled`), so
+        loss(s * x) is s^2 times the former loss(x). An SAE trained on normalised activations is
+        folded by their scale before it is saved, and then takes raw activations.
+
+        Raises:
+            InputError: s is not a positive number.
+        """
+        if not (s > 0 and math.isfinite(s)):
+            raise InputError(f"the activation scale must be a positive number, got {s}")
+        for name in self.biases:
+            getattr(self, name).mul_(s)
+        self.activation.fold_(self._own, s)
+        for name, value in self.slots.items():
+            if isinstance(value, Component):
+                setattr(self, name, value.rescaled(s))
+        return self
+
+
+def squared_error(
+    x: Float[Tensor, "batch d_in"], reconstruction: Float[Tensor, "batch d_in"]
+) -> Float[Tensor, ""]:
+    """Reconstruction loss: sum over d_in, mean over the batch."""
+    return (x - reconstruction).square().sum() / len(x)
+
+
+def _kind(default: Any) -> type:
+    """The type that values of a slot must have: the component base, or the plain type."""
+    for base in (Activation, Penalty, Estimator, Decoder):
+        if isinstance(default, base):
+            return base
+    return type(default)

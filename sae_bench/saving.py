@@ -1,0 +1,127 @@
+"""SAEs on disk: a folder with `sae.safetensors` and `config.json`. Nothing is ever unpickled."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sae_bench.components import Component, from_record, to_plain
+from sae_bench.errors import InputError
+from sae_bench.registry import architecture
+from sae_bench.sae import SparseAutoencoder
+
+FORMAT, VERSION = "sae_bench", 1
+WEIGHTS, CONFIG = "sae.safetensors", "config.json"
+KEYS = {"format", "version", "architecture", "d_in", "d_sae", "seed", "slots", "provenance"}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically: readers see the old file or the new one, never half of one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        json.dump(to_plain(value), file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        InputError: no such file, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def save_sae(
+    sae: SparseAutoencoder, folder: str | Path, provenance: dict[str, Any] | None = None
+) -> None:
+    """Writes an SAE as it is; fold it first (`fold_`) if it was trained on normalised activations.
+
+    Args:
+        sae: any architecture.
+        folder: made if it does not exist.
+        provenance: JSON-ready remarks kept beside the weights (data, recipe, activation scale).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
+    partial = folder / (WEIGHTS + ".partial")
+    save_file(tensors, partial)
+    partial.replace(folder / WEIGHTS)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": type(sae).__name__,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "seed": sae.seed,
+        "slots": sae.slots,
+        "provenance": provenance or {},
+    }
+    write_json(folder / CONFIG, config)
+
+
+def load_sae(folder: str | Path, device: torch.device | str = "cpu") -> SparseAutoencoder:
+    """Reads what `save_sae` wrote; the SAE takes raw activations.
+
+    Raises:
+        InputError: not such a folder, unknown architecture or key, missing or misshapen tensor,
+            values that are not finite. The message names file and key.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG
+    config = read_json(path)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise InputError(f"{path}: not the config of an SAE saved by this library")
+    if config.get("version") != VERSION:
+        raise InputError(f"{path}: version {config.get('version')!r}, this library reads {VERSION}")
+    if wrong := sorted(set(config) ^ KEYS):
+        kind = "unknown" if wrong[0] in config else "missing"
+        raise InputError(f"{path}: {kind} key {wrong[0]!r}")
+    cls = architecture(config["architecture"], f"{path}.architecture")
+    slots = {
+        name: from_record(Component, value, f"{path}.slots.{name}")  # type: ignore[type-abstract]
+        if isinstance(value, dict)
+        else (tuple(value) if isinstance(value, list) else value)
+        for name, value in config["slots"].items()
+    }
+    try:
+        sae = cls(config["d_in"], config["d_sae"], seed=config["seed"], **slots)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    _load_tensors(sae, folder / WEIGHTS)
+    return sae.to(device).eval()
+
+
+def _load_tensors(sae: SparseAutoencoder, path: Path) -> None:
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+    expected = sae.state_dict()
+    if wrong := sorted(set(tensors) ^ set(expected)):
+        kind = "unknown" if wrong[0] in tensors else "missing"
+        raise InputError(f"{path}: {kind} tensor {wrong[0]!r} for a {type(sae).__name__}")
+    for name, value in tensors.items():
+        if value.shape != expected[name].shape:
+            raise InputError(
+                f"{path}: {name!r} has shape {tuple(value.shape)}, "
+                f"expected {tuple(expected[name].shape)}"
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{path}: {name!r} has values that are not finite")
+    sae.to(tensors["W_dec"].dtype)
+    sae.load_state_dict(tensors)
