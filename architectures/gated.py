@@ -55,7 +55,8 @@ class GatedSAE(SparseAutoencoder):
 
     def decode_gate(self, f: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
         """The auxiliary decoder: a frozen copy of the decoder."""
-        return torch.addmm(self.b_dec.detach(), f, self.W_dec.detach())
+        x_hat = torch.addmm(self.b_dec.detach(), f, self.W_dec.detach())
+        return x_hat.to(self.b_dec.dtype)
 
     def loss_terms(
         self,

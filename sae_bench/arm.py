@@ -83,7 +83,7 @@ class Arm:
             "arm": self.key,
             "architecture": self.name,
             "activation": activation.label,
-            "penalty": penalty.replace(coefficient=0.0).label.removesuffix("(0)").replace("(0, ", "("),
+            "penalty": penalty.label_without("coefficient"),
             "coefficient": penalty.coefficient,
             "kernel": kernel.label if uses_kernel else "",
             "d_sae": self.d_sae,

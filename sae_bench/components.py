@@ -26,8 +26,12 @@ class Component:
     @property
     def label(self) -> str:
         """Short text for legends and tables: the class name and its fields' values."""
-        fields = [getattr(self, field.name) for field in dataclasses.fields(self)]  # type: ignore[arg-type]
-        shown = ", ".join(_label_of(value) for value in fields)
+        return self.label_without()
+
+    def label_without(self, *hidden: str) -> str:
+        """The label with some fields left out (those that have a column or axis of their own)."""
+        fields = [field.name for field in dataclasses.fields(self) if field.name not in hidden]  # type: ignore[arg-type]
+        shown = ", ".join(_label_of(getattr(self, name)) for name in fields)
         return f"{type(self).__name__}({shown})" if shown else type(self).__name__
 
     def record(self) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class SparseAutoencoder(nn.Module):
 
     def decode(self, f: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
         """x_hat = f W_dec + b_dec."""
-        return torch.addmm(self.b_dec, f, self.W_dec)
+        return torch.addmm(self.b_dec, f, self.W_dec).to(self.b_dec.dtype)
 
     def loss_terms(
         self,
@@ -192,7 +192,7 @@ class SparseAutoencoder(nn.Module):
     ) -> Float[Tensor, "batch d_out"]:
         """(x - b_dec) W + b, computed as x W + (b - b_dec W): the gradient of b_dec then costs a
         matrix-vector product instead of a matrix product."""
-        return torch.addmm(b - self.b_dec @ W, x, W)
+        return torch.addmm(b - self.b_dec @ W, x, W).to(b.dtype)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """The codes f, in units of x."""

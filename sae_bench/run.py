@@ -1,0 +1,127 @@
+"""Running a grid: train what is missing, evaluate what is missing, return the table."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from sae_bench.arm import Arm
+from sae_bench.cache import ActivationCache
+from sae_bench.components import from_record
+from sae_bench.contexts import ContextPolicy
+from sae_bench.devices import default_device
+from sae_bench.errors import InputError
+from sae_bench.evaluate import LM_TOKENS, evaluate
+from sae_bench.models import LanguageModel
+from sae_bench.source import ActivationSource
+from sae_bench.store import RunFolder
+from sae_bench.train import train as train_arms
+
+
+def run(
+    arms: Iterable[Arm],
+    train: ActivationSource,
+    evaluate: Mapping[str, ActivationCache] | None = None,
+    *,
+    out: str | Path,
+    device: str | torch.device | None = None,
+    lm_tokens: int = LM_TOKENS,
+    language_model: LanguageModel | None = None,
+) -> pd.DataFrame:
+    """Trains every arm on one shared source, evaluates it, and returns one row for each arm and
+    evaluation set.
+
+    A run that was stopped goes on where it stood: arms that `out` holds are neither trained nor
+    evaluated again, and arms may be added. Cells without meaning and arms that fail have a row with
+    their reason. SAEs are saved under `out`, folded so that they take raw activations.
+
+    Args:
+        arms: what to train; see `grid`.
+        train: the activations, shared by all.
+        evaluate: evaluation caches by name; None: the training source's held-out split.
+        out: folder of the run.
+        device: where to train; None: the accelerator if there is one.
+        lm_tokens: tokens of the language-model evaluation; 0 leaves it out.
+        language_model: the model, if it is at hand; else the cache's own is loaded.
+
+    Raises:
+        InputError: no arms, the same arm twice, fewer tokens than one batch, no evaluation data, a
+            folder that holds another grid. Nothing has been trained then.
+    """
+    arms = list(arms)
+    sets = _evaluation_sets(train, evaluate)
+    _check(arms, train)
+    device = default_device(device)
+    inputs = {
+        "train": train.record(),
+        "evaluate": {name: cache.record() for name, cache in sets.items()},
+        "lm_tokens": lm_tokens,
+    }
+    folder = RunFolder.start(out, arms, inputs)
+    meaningful = [arm for arm in arms if arm.objection is None]
+    missing = [arm for arm in meaningful if not folder.is_trained(arm)]
+    if missing:
+        source = train.placed(device) if isinstance(train, ActivationCache) else train
+        train_arms(
+            missing, source, device=device, finished=lambda ended: folder.keep(ended, train.scale)
+        )
+    unmeasured = [arm for arm in meaningful if folder.is_trained(arm) and not folder.is_evaluated(arm)]
+    if unmeasured:
+        saes = [folder.sae(arm, device) for arm in unmeasured]
+        placed = {name: cache.placed(device) for name, cache in sets.items()}
+        rows = _evaluate(saes, placed, lm_tokens=lm_tokens, language_model=language_model)
+        for index, arm in enumerate(unmeasured):
+            folder.keep_evaluation(arm, rows[rows["sae"] == index].drop(columns="sae"))
+    return folder.finish(arms, _common(train))
+
+
+_evaluate = evaluate  # the argument of `run` of the same name hides it there
+
+
+def _evaluation_sets(
+    train: ActivationSource, given: Mapping[str, ActivationCache] | None
+) -> dict[str, ActivationCache]:
+    if given is None:
+        if train.held_out is None:
+            raise InputError(
+                "run: the training source has no held-out split; "
+                "pass evaluate={'name': cache} with other documents"
+            )
+        return {"held-out": train.held_out}
+    if not given:
+        raise InputError("run: evaluate={} names no evaluation set")
+    for name, cache in given.items():
+        if cache.d_in != train.d_in:
+            raise InputError(
+                f"run: evaluation set {name!r} has width {cache.d_in}, "
+                f"the training activations have {train.d_in}"
+            )
+    return dict(given)
+
+
+def _check(arms: list[Arm], train: ActivationSource) -> None:
+    if not arms:
+        raise InputError("run: no arms were given")
+    seen: dict[str, Arm] = {}
+    for arm in arms:
+        if arm.key in seen:
+            raise InputError(f"run: the same arm is given twice ({arm.key})")
+        seen[arm.key] = arm
+        if isinstance(train, ActivationCache) and train.rows < arm.recipe.batch_size:
+            raise InputError(
+                f"run: the cache holds {train.rows} tokens, fewer than one batch of "
+                f"{arm.recipe.batch_size}; cache more tokens or lower batch_size"
+            )
+
+
+def _common(train: ActivationSource) -> dict[str, object]:
+    """Columns that all rows of a run share."""
+    record = train.record()
+    model, context = record.get("model"), record.get("context")
+    return {
+        "model": model["name"] if model else record.get("name", ""),
+        "site": record.get("site", ""),
+        "train_context": from_record(ContextPolicy, context).label if context else "",  # type: ignore[type-abstract]
+        "activation_scale": train.scale,
+    }

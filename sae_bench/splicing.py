@@ -1,0 +1,130 @@
+"""What an SAE costs the language model: its loss with reconstructions spliced in at the site."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_bench.cache import ActivationCache
+from sae_bench.contexts import ordinary, padded_batches
+from sae_bench.models import LanguageModel
+from sae_bench.sae import SparseAutoencoder
+from sae_bench.sites import resolve_site, resume_at
+from sae_bench.stats import bootstrap_ratio, sums_by
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Contexts for the language model, and which positions count.
+
+    counted: positions that are neither special nor padding; scored: positions whose input and
+    target are both counted (the last position has no target).
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    documents: Int[np.ndarray, "batch pos"]
+    counted: Bool[Tensor, "batch pos"]
+
+    @property
+    def scored(self) -> Bool[Tensor, "batch pos_minus_1"]:
+        """Positions t with both t and t + 1 counted."""
+        return self.counted[:, :-1] & self.counted[:, 1:]
+
+    def losses(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[np.ndarray, " scored"]:
+        """Cross-entropy in nats of each scored position, in float32."""
+        kept = logits[:, :-1][self.scored].float()
+        target = self.ids[:, 1:][self.scored]
+        chosen = kept.gather(1, target.unsqueeze(1)).squeeze(1)
+        return (kept.logsumexp(1) - chosen).cpu().numpy()
+
+
+def text_batches(
+    cache: ActivationCache, lm: LanguageModel, tokens: int, batch_tokens: int
+) -> Iterator[TextBatch]:
+    """The first contexts of a cache, until at least `tokens` tokens, padded on the right."""
+    for batch in padded_batches(cache.contexts(tokens), batch_tokens, lm.pad_id):
+        counted = ordinary(batch.ids, lm.special_ids) & batch.mask
+        ids, mask, kept = (
+            torch.from_numpy(a).to(lm.device) for a in (batch.ids, batch.mask, counted)
+        )
+        yield TextBatch(ids, mask, batch.documents, kept)
+
+
+@torch.no_grad()
+def splice(
+    saes: Sequence[SparseAutoencoder],
+    cache: ActivationCache,
+    lm: LanguageModel,
+    tokens: int,
+    batch_tokens: int = 1024,
+) -> list[dict[str, Any]]:
+    """Language-model metrics of SAEs that take raw activations.
+
+    The model runs up to the site once a batch; only the rest runs once for each SAE. Special
+    positions keep their original activations and are not scored.
+
+    lm_tokens: scored positions. lm_loss: cross-entropy of the untouched model, in nats.
+    delta_lm_loss: cross-entropy with reconstructions minus lm_loss, with a 95% interval from a
+    bootstrap over documents. loss_recovered: 1 - delta_lm_loss / (cross-entropy with activations
+    set to zero at the same positions - lm_loss).
+
+    Args:
+        saes: measured one after another on each batch.
+        cache: gives the contexts (those its rows were extracted from) and the site.
+        lm: the model the cache was made with.
+        tokens: contexts are read until they hold this many tokens, specials included.
+        batch_tokens: padded tokens a batch; logits of a batch take batch_tokens * vocabulary * 4
+            bytes.
+    """
+    assert cache.site is not None
+    site = resolve_site(lm, cache.site)
+    clean: list[np.ndarray] = []
+    zeroed: list[np.ndarray] = []
+    spliced: list[list[np.ndarray]] = [[] for _ in saes]
+    documents: list[np.ndarray] = []
+    batches = list(text_batches(cache, lm, tokens, batch_tokens))
+    for batch in tqdm(batches, desc=f"splicing {len(saes)} arms", disable=None, leave=False):
+        passed = resume_at(lm, batch.ids, batch.mask, site)
+        rows = passed.activations[batch.counted]
+
+        def losses_with(rows: Tensor, passed: Any = passed, batch: TextBatch = batch) -> np.ndarray:
+            replaced = passed.activations.clone()
+            replaced[batch.counted] = rows.to(replaced.dtype)
+            return batch.losses(passed.logits_with(replaced))
+
+        documents.append(batch.documents[:, 1:][batch.scored.cpu().numpy()])
+        clean.append(batch.losses(passed.logits))
+        zeroed.append(losses_with(torch.zeros_like(rows)))
+        for sae, losses in zip(saes, spliced, strict=True):
+            losses.append(losses_with(_reconstruct(sae, rows)))
+    base, zero, owner = (np.concatenate(parts) for parts in (clean, zeroed, documents))
+    return [_result(base, zero, np.concatenate(losses), owner) for losses in spliced]
+
+
+def _reconstruct(
+    sae: SparseAutoencoder, rows: Float[Tensor, "n d_in"]
+) -> Float[Tensor, "n d_in"]:
+    """x_hat, wherever and in whatever precision the SAE lives."""
+    return sae(rows.to(sae.W_dec.device, sae.W_dec.dtype)).to(rows.device)
+
+
+def _result(
+    base: np.ndarray, zero: np.ndarray, loss: np.ndarray, documents: np.ndarray
+) -> dict[str, Any]:
+    delta = loss.astype(np.float64) - base
+    damage = float((zero.astype(np.float64) - base).mean())
+    low, high = bootstrap_ratio(*sums_by(documents, delta, np.ones_like(delta)))
+    return {
+        "lm_tokens": len(base),
+        "lm_loss": float(base.astype(np.float64).mean()),
+        "delta_lm_loss": float(delta.mean()),
+        "delta_lm_loss_low": low,
+        "delta_lm_loss_high": high,
+        "loss_recovered": 1 - float(delta.mean()) / damage if damage else float("nan"),
+    }

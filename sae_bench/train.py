@@ -1,0 +1,226 @@
+"""Lockstep training: all arms of a group consume one pass over one stream of batches."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_bench.arm import Arm
+from sae_bench.devices import default_device, free_memory
+from sae_bench.sae import Loss, SparseAutoencoder
+from sae_bench.source import ActivationSource
+
+LOGGED = 100
+"""Rows of training history kept for each arm."""
+
+
+@dataclass
+class Trained:
+    """What training leaves of one arm.
+
+    sae: in normalised units, not yet folded; reason: why it failed, or None; history: one row a
+    logged step (step, tokens, lr, sparsity_scale, l0, fvu, and the terms of the loss); seconds:
+    time spent in this arm's own steps.
+    """
+
+    arm: Arm
+    sae: SparseAutoencoder
+    reason: str | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Trainee:
+    """One arm in training: its SAE, its optimiser and its history. Knows nothing of other arms."""
+
+    def __init__(self, arm: Arm, d_in: int, device: torch.device) -> None:
+        self.arm, self.recipe = arm, arm.recipe
+        self.sae = arm.build(d_in).to(device).train()
+        self.result = Trained(arm, self.sae)
+        self._loss: Callable[..., Loss] = self.sae.loss
+        if self.recipe.compile:
+            self._loss = torch.compile(self.sae.loss)
+        thresholds = self.sae.threshold_parameters
+        own = {id(parameter) for parameter in thresholds}
+        others = [parameter for parameter in self.sae.parameters() if id(parameter) not in own]
+        self._rates = [self.recipe.lr, self.recipe.threshold_lr or self.recipe.lr]
+        self._optimiser = torch.optim.Adam(
+            [{"params": others}, {"params": thresholds}],
+            lr=self.recipe.lr,
+            betas=self.recipe.betas,
+            eps=self.recipe.adam_eps,
+            fused=True,
+        )
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def step(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
+        """One optimiser step on a normalised batch; `index` counts from 0."""
+        recipe = self.recipe
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * recipe.lr_factor(index)
+        self._optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.autocast):
+            loss = self._loss(x, recipe.sparsity_scale(index))
+        loss.total.backward()
+        self.sae.project_gradients_()
+        if recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), recipe.clip)
+        self._optimiser.step()
+        self.sae.project_parameters_()
+        self.sae.observe(loss.latents)
+        self._finite &= loss.total.detach().isfinite()
+        return loss
+
+    def log(self, index: int, x: Float[Tensor, "batch d_in"], loss: Loss) -> None:
+        """Appends one row of history; changes nothing else.
+
+        Raises:
+            FloatingPointError: the loss was not finite at some step since the start.
+        """
+        if not self._finite:
+            raise FloatingPointError(f"diverged: loss not finite by step {index + 1}")
+        with torch.no_grad():
+            error = (x - loss.reconstruction).square().sum()
+            fvu = error / (x - x.mean(0)).square().sum()
+            l0 = (loss.latents.f > 0).sum() / len(x)
+        self.result.history.append(
+            {
+                "step": index + 1,
+                "tokens": (index + 1) * len(x),
+                "lr": self.recipe.lr * self.recipe.lr_factor(index),
+                "sparsity_scale": self.recipe.sparsity_scale(index),
+                "l0": l0.item(),
+                "fvu": fvu.item(),
+                **{name: term.item() for name, term in loss.terms.items()},
+            }
+        )
+
+    def advance(self, index: int, x: Float[Tensor, "batch d_in"]) -> bool:
+        """One step, logged when it is due. An error or a divergence ends this arm alone.
+
+        Returns:
+            Whether the arm goes on.
+        """
+        started = time.perf_counter()
+        last = index + 1 == self.recipe.steps
+        try:
+            loss = self.step(index, x)
+            if last or (index + 1) % max(1, self.recipe.steps // LOGGED) == 0:
+                self.log(index, x, loss)
+        except Exception as error:  # whatever an arm does, the others go on
+            self.result.reason = _one_line(error)
+        self.result.seconds += time.perf_counter() - started
+        return not last and self.result.reason is None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, FloatingPointError) else f"{type(error).__name__}: {text}"
+
+
+def group_key(arm: Arm) -> tuple[Any, ...]:
+    """Arms with equal keys see the same batches and are trained together."""
+    return arm.recipe.batch_size, arm.recipe.data_seed
+
+
+def memory_need(arm: Arm, d_in: int) -> int:
+    """Bytes that training one arm takes: parameters, gradients and two Adam moments, and the
+    temporaries of one step (about eight arrays of batch x d_sae)."""
+    parameters = sum(p.numel() * p.element_size() for p in arm.build(d_in).parameters())
+    return 4 * parameters + 8 * arm.recipe.batch_size * arm.d_sae * 4
+
+
+def waves(arms: Sequence[Arm], needs: Sequence[int], budget: int) -> Iterator[list[Arm]]:
+    """Splits a group, in order, into waves whose summed needs fit the budget (at least one arm
+    each)."""
+    wave: list[Arm] = []
+    used = 0
+    for arm, need in zip(arms, needs, strict=True):
+        if wave and used + need > budget:
+            yield wave
+            wave, used = [], 0
+        wave.append(arm)
+        used += need
+    if wave:
+        yield wave
+
+
+def train(
+    arms: Iterable[Arm],
+    source: ActivationSource,
+    *,
+    device: str | torch.device | None = None,
+    memory: int | None = None,
+    finished: Callable[[Trained], None] = lambda trained: None,
+) -> list[Trained]:
+    """Trains arms on one source, group by group, wave by wave.
+
+    Lockstep is invisible: every arm ends with the bits it would have had alone, whatever the
+    others do, since each has its own optimiser and sees the batches that its recipe's `data_seed`
+    and `batch_size` name.
+
+    Args:
+        arms: cells with meaning (`arm.objection` is None).
+        source: gives normalised batches (E||x||^2 = 1).
+        device: where to train; None: the accelerator if there is one.
+        memory: bytes that a wave may take; None: 80% of what is free on the device.
+        finished: called with each arm as soon as it ends, trained or failed.
+
+    Returns:
+        In the order of `arms`.
+    """
+    arms = list(arms)
+    device = default_device(device)
+    budget = memory if memory is not None else int(0.8 * free_memory(device))
+    groups: dict[tuple[Any, ...], list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(group_key(arm), []).append(arm)
+    results: dict[int, Trained] = {}
+    for group in groups.values():
+        needs = [memory_need(arm, source.d_in) for arm in group]
+        for wave in waves(group, needs, budget):
+            for trained in _train_wave(wave, source, device, finished):
+                results[id(trained.arm)] = trained
+    return [results[id(arm)] for arm in arms]
+
+
+def _train_wave(
+    arms: list[Arm],
+    source: ActivationSource,
+    device: torch.device,
+    finished: Callable[[Trained], None],
+) -> list[Trained]:
+    trainees = [Trainee(arm, source.d_in, device) for arm in arms]
+    batch_size, data_seed = group_key(arms[0])
+    steps = max(arm.recipe.steps for arm in arms)
+    running = trainees
+    bar = tqdm(total=steps, desc=f"training {len(arms)} arms", unit="step", disable=None)
+    with bar:
+        for index, x in zip(range(steps), source.batches(batch_size, data_seed), strict=False):
+            going = []
+            for trainee in running:
+                if trainee.advance(index, x):
+                    going.append(trainee)
+                else:
+                    finished(trainee.result)
+            running = going
+            bar.update()
+            bar.set_postfix_str(_live(trainees), refresh=False)
+            if not running:
+                break
+    return [trainee.result for trainee in trainees]
+
+
+def _live(trainees: list[Trainee]) -> str:
+    """Spread of the newest L0 and FVU over arms, for the progress bar."""
+    rows = [trainee.result.history[-1] for trainee in trainees if trainee.result.history]
+    if not rows:
+        return ""
+    l0, fvu = ([row[name] for row in rows if math.isfinite(row[name])] for name in ("l0", "fvu"))
+    return f"L0 {min(l0):.0f}-{max(l0):.0f} FVU {min(fvu):.3f}-{max(fvu):.3f}" if l0 and fvu else ""
