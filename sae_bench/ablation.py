@@ -43,7 +43,7 @@ class Data(Component):
     model: str = "smollm2"
     site: str = "layers.9.resid_post"
     text: str = "documentation"
-    tokens: int = 100_000
+    tokens: int = 98_304
     held_out_tokens: int = 16_384
     context: ContextPolicy = Packed(256)
     dtype: str = "float32"

@@ -29,12 +29,13 @@ from sae_bench.placement import DeviceRows, DiskRows, Placement, Rows, fitting, 
 from sae_bench.reading import DEFAULT_CONTEXT, Reading
 from sae_bench.shards import Columns, Shard, sum_of_squares
 from sae_bench.sites import resolve_site
+from sae_bench.source import ActivationSource
 from sae_bench.text import Text, resolve_text
 
 BLOCK = 32  # rows of a shard that are fetched together; their order within the shard is random
 
 
-class ActivationCache:
+class ActivationCache(ActivationSource):
     """Activations of one site, or anyone's own, as a finite source.
 
     Made by `build`, `open` or `from_tensor`. Training takes shuffled normalised `batches`;
@@ -42,7 +43,6 @@ class ActivationCache:
 
     Attributes:
         d_in, rows: width and number of the activations.
-        scale: s = sqrt(mean over all rows of ||x||^2).
         held_out: the cache of the held-out documents, None if there is none.
         site: where in the language model the activations were read, None for a tensor.
         folder: where they are stored, both sides of the split (`open` takes it); None for a tensor.
@@ -62,11 +62,11 @@ class ActivationCache:
         if not (math.isfinite(squares) and squares > 0):
             raise InputError("activations must be finite and not all zero")
         self.d_in, self.rows = rows.d_in, len(rows)
-        self.scale = math.sqrt(squares / len(rows))
         self.held_out = held_out
         self.site: str | None = about.get("site")
         self.folder = folder
-        self._rows, self._block, self._about, self._model = rows, block, dict(about), model
+        self._rows, self._squares, self._block = rows, squares, block
+        self._about, self._model = dict(about), model
 
     @classmethod
     def build(
@@ -156,8 +156,9 @@ class ActivationCache:
                 )
             return caches
 
-        evaluation = side(True, held_out_tokens) if held_out_tokens else {}
-        training = side(False, tokens)
+        # The held-out side first: where it is empty, nothing has been spent yet.
+        evaluation: dict[str, Self] = side(True, held_out_tokens) if held_out_tokens else {}
+        training: dict[str, Self] = side(False, tokens)
         for name, cache in training.items():
             cache.held_out = evaluation.get(name)
         return training
@@ -248,6 +249,11 @@ class ActivationCache:
             folder=folder.parent,
             model=model,
         )
+
+    @property
+    def scale(self) -> float:
+        """s = sqrt(mean over all rows of ||x||^2)."""
+        return math.sqrt(self._squares / self.rows)
 
     def record(self) -> dict[str, Any]:
         """Identity and provenance, JSON-ready: equal records, equal batches."""

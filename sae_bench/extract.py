@@ -143,6 +143,8 @@ def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
+            for leftover in folder.glob(".*.partial"):  # of a process that was killed
+                leftover.unlink()
             yield
     except Timeout:
         raise InputError(

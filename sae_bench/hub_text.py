@@ -1,5 +1,6 @@
 """Text from the Hugging Face hub, streamed."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,11 +72,7 @@ class HubText(Text):
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HTTPError
 
-        if (
-            self.revision
-            and len(self.revision) == 40
-            and set(self.revision) <= set("0123456789abcdef")
-        ):
+        if self.revision and re.fullmatch("[0-9a-f]{40}", self.revision):
             return self.revision
         try:
             commit = HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha

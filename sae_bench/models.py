@@ -4,11 +4,12 @@ import contextlib
 import inspect
 import io
 import json
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import xxhash
@@ -23,6 +24,8 @@ DEFAULT_MODEL = "smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Fields of a configuration that say where it came from, not what the model computes.
 _PROVENANCE = {"architectures", "dtype", "transformers_version", "use_cache"}
+# What transformers raises for unknown names, damaged files and missing libraries.
+_LOAD_ERRORS = (OSError, ValueError, LookupError, ImportError, struct.error)
 
 
 class LanguageModel:
@@ -50,7 +53,7 @@ class LanguageModel:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, name: str | None = None) -> None:
-        self.model: Any = model.eval().requires_grad_(False)
+        self.model = cast(Any, model.eval().requires_grad_(False))
         self.tokenizer = tokenizer
         config = self.model.config.get_text_config(decoder=True)
         self.name: str = name or self.model.config.name_or_path or type(model).__name__
@@ -97,7 +100,7 @@ class LanguageModel:
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         target = default_device(device)
-        spec, where = _locate(spec)
+        spec, name, where = _locate(spec)
         options = {**where, "trust_remote_code": trust_remote_code}
         with _quiet():
             from safetensors import SafetensorError
@@ -119,17 +122,15 @@ class LanguageModel:
                 )
             except InputError:
                 raise
-            except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+            except (*_LOAD_ERRORS, SafetensorError) as error:
                 raise InputError(_explain(spec, error)) from error
         if missing := sorted(loaded["missing_keys"]):
             raise InputError(
                 f"model {spec!r}: not a complete causal language model: "
                 f"{len(missing)} weights are missing, among them {missing[0]}"
             )
-        self = cls(model.to(target), tokenizer, name=DEFAULT_MODEL if spec == DEFAULT_MODEL else None)
+        self = cls(model.to(target), tokenizer, name=name)
         self.spec = spec
-        if spec != DEFAULT_MODEL and Path(spec).exists():
-            self.name = Path(spec).stem if Path(spec).is_file() else Path(spec).name
         return self
 
     @property
@@ -222,33 +223,35 @@ def _decoder_layers(model: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList
     return min(lists, key=lambda item: item[0].count("."))
 
 
-def _locate(spec: str | Path) -> tuple[str, dict[str, str]]:
-    """Canonical form of `spec`, and where the library finds it."""
-    if spec == DEFAULT_MODEL:
-        file = default_model_file()
-        return str(spec), {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+def _locate(spec: str | Path) -> tuple[str, str, dict[str, str]]:
+    """Canonical form of `spec`, the model's name, and where the library finds it."""
     path = Path(spec).expanduser()
+    if spec == DEFAULT_MODEL:
+        return DEFAULT_MODEL, DEFAULT_MODEL, _gguf(default_model_file())
     if path.is_file() and path.suffix == ".gguf":
-        path = path.resolve()
-        return str(path), {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        return str(path.resolve()), path.stem, _gguf(path.resolve())
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"model folder {str(path)!r} has no config.json")
-        return str(path.resolve()), {"pretrained_model_name_or_path": str(path.resolve())}
+        folder = path.resolve()
+        return str(folder), folder.name, {"pretrained_model_name_or_path": str(folder)}
     is_name = isinstance(spec, str) and spec.count("/") <= 1 and spec[:1] not in ("", ".", "/", "~")
     if path.is_file() or path.suffix == ".gguf" or not is_name:
         state = "is neither a folder nor a .gguf file" if path.is_file() else "does not exist"
         raise InputError(f"model path {str(spec)!r} {state}")
-    return str(spec), {"pretrained_model_name_or_path": str(spec)}
+    return str(spec), str(spec), {"pretrained_model_name_or_path": str(spec)}
+
+
+def _gguf(file: Path) -> dict[str, str]:
+    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
 
 
 def _require_causal(config: Any, spec: str) -> None:
     """A masked or encoder-decoder model also loads as a causal one, and gives nonsense."""
     names = config.architectures or []
     if config.is_encoder_decoder or any(name.endswith("ForMaskedLM") for name in names):
-        raise InputError(
-            f"model {spec!r} is not a causal language model ({', '.join(names) or config.model_type})"
-        )
+        kind = ", ".join(names) or config.model_type
+        raise InputError(f"model {spec!r} is not a causal language model ({kind})")
 
 
 def _explain(spec: str, error: Exception) -> str:

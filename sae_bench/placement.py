@@ -4,9 +4,10 @@ The three classes answer the same question with the same bits: `gather` gives th
 on the device, in their storage dtype. Each can be made from any other.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,30 +21,37 @@ from sae_bench.shards import Shard
 SAFE_SHARE = 0.5  # of the free memory, at most, goes to activations
 
 
-class Rows(Protocol):
-    """Rows of activations somewhere; a sequence that is read by index arrays."""
+class Rows(ABC):
+    """Rows of activations somewhere.
+
+    Attributes:
+        d_in, dtype: width and storage type of a row.
+        device: where gathered rows arrive.
+        shards: the files behind the rows; empty if there are none.
+    """
 
     d_in: int
     dtype: torch.dtype
-    device: torch.device  # where gathered rows arrive
-    shards: Sequence[Shard]  # the files behind the rows; empty if there are none
+    device: torch.device
+    shards: Sequence[Shard]
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def gather(self, rows: Int64[np.ndarray, "k"]) -> Float[Tensor, "k d_in"]:
         """The rows with these indices, in the order asked for."""
-        ...
 
     @classmethod
+    @abstractmethod
     def of(cls, rows: "Rows", device: torch.device) -> Self:
         """The same rows, living here, to arrive on `device`."""
-        ...
 
 
 Placement = type[Rows]
 
 
-class DeviceRows:
+class DeviceRows(Rows):
     """Rows in the memory of the device that uses them."""
 
     def __init__(self, tensor: Float[Tensor, "rows d_in"], shards: Sequence[Shard] = ()) -> None:
@@ -62,7 +70,7 @@ class DeviceRows:
         return self.tensor[torch.from_numpy(rows).to(self.device)]
 
 
-class HostRows:
+class HostRows(Rows):
     """Rows in host memory; what is gathered goes to the device by an asynchronous copy."""
 
     def __init__(
@@ -87,7 +95,7 @@ class HostRows:
         return pinned(gathered, self.device).to(self.device, non_blocking=True)
 
 
-class DiskRows:
+class DiskRows(Rows):
     """Rows in memory-mapped shards; what is gathered goes to the device as from host memory."""
 
     def __init__(self, shards: Sequence[Shard], device: torch.device) -> None:

@@ -80,7 +80,8 @@ class Reading:
             yield from ((index, ids) for (index, _), ids in zip(group, encoded, strict=True))
 
     def shards(self, held_out: bool, shard_tokens: int) -> Iterator[list[Context]]:
-        """The contexts of shard 0, 1, ... of one side; only the last one may have fewer ordinary tokens."""
+        """The contexts of shard 0, 1, ... of one side: as few as have `shard_tokens` ordinary
+        tokens together; the last shard may have fewer tokens."""
         contexts: list[Context] = []
         tokens = 0
         for context in self.contexts(held_out):
@@ -124,7 +125,14 @@ class Reading:
         dtype: torch.dtype,
         progress: tqdm,
     ) -> tuple[dict[str, Float[Tensor, "rows _"]], Columns]:
-        """Rows of one shard on the host, in the order of its contexts: site name -> rows, columns."""
+        """Rows of one shard on the host, in the order of its contexts, and their columns.
+
+        Args:
+            contexts: of the shard.
+            sites: names of these are the keys of the rows.
+            dtype: of the rows.
+            progress: told the number of rows of every batch.
+        """
         by_length = sorted(range(len(contexts)), key=lambda index: len(contexts[index].ids))
         parts: dict[str, list[Tensor]] = {site.name: [] for site in sites}
         found: list[Columns] = []

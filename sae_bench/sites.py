@@ -6,8 +6,8 @@ Names, for decoder layer N counted from 0:
 |---|---|
 | `layers.N.resid_pre` | residual stream that enters the layer |
 | `layers.N.resid_post` | residual stream that leaves it |
-| `layers.N.mlp_out` | what the MLP adds to the residual stream: after a post-norm, where there is one |
-| `layers.N.attn_z` | outputs of all heads, concatenated: what the output projection W_O is applied to |
+| `layers.N.mlp_out` | what the MLP adds to the stream (after its post-norm, where there is one) |
+| `layers.N.attn_z` | outputs of all heads, concatenated: the input of the projection W_O |
 | any module path | output of that module (the first one, if it has several) |
 
 Nothing here knows a model by its name: the layers, the MLP and the projection are found among the
@@ -28,11 +28,13 @@ from torch import Tensor, nn
 from sae_bench.errors import InputError
 from sae_bench.models import LanguageModel
 
-# First match wins. BLOOM's `mlp` module adds the residual stream by itself, its last matrix does not.
+# First match wins: post-norms, then last matrices (the `mlp` of BLOOM and the `ffn` of MPT add the
+# residual stream by themselves), then whole MLPs.
 _MLP_OUTPUTS = (
     "post_feedforward_layernorm",
     "post_mlp_layernorm",
     "mlp.dense_4h_to_h",
+    "ffn.down_proj",
     "mlp",
     "feed_forward",
     "ffn",
@@ -142,7 +144,9 @@ class Resumable:
             torch.set_grad_enabled(torch.is_grad_enabled() and replacement.requires_grad),
             _answering(skipped, answer),
             _hooked(
-                self.lm, self.site, lambda clean: replacement.to(clean.device, clean.dtype, copy=True)
+                self.lm,
+                self.site,
+                lambda clean: replacement.to(clean.device, clean.dtype, copy=True),
             ),
         ):
             return self.lm.logits(self.ids, self.mask)
@@ -199,7 +203,9 @@ def _mlp_output(layer: nn.Module, name: str) -> tuple[str, bool]:
     for candidate in _MLP_OUTPUTS:
         if candidate in paths:
             return candidate, False
-    raise InputError(f"site {name!r}: no MLP among {_children(layer)}; give its module path instead")
+    raise InputError(
+        f"site {name!r}: no MLP among {_children(layer)}; give its module path instead"
+    )
 
 
 def _attention_projection(layer: nn.Module, name: str) -> tuple[str, bool]:
@@ -293,7 +299,7 @@ def _hooked(
 
 
 @contextmanager
-def _answering(layers: Sequence[nn.Module], answer: Any) -> Iterator[None]:
+def _answering(layers: nn.ModuleList, answer: Any) -> Iterator[None]:
     """While active, calling one of `layers` returns `answer` at once."""
     originals = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
@@ -326,6 +332,6 @@ def _resumes(lm: LanguageModel, ids: Tensor, mask: Tensor, site: Site) -> bool:
     try:
         with torch.no_grad():
             resumed = run.logits_with(run.activations)
-    except Exception:  # whatever such a model says when a layer left nothing to share
+    except (LookupError, AttributeError, TypeError):  # a layer found nothing where another left it
         return False
     return torch.allclose(resumed.float(), run.logits.float(), rtol=1e-3, atol=1e-3, equal_nan=True)

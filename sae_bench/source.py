@@ -1,7 +1,8 @@
 """Where training takes its activations from."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,31 +11,29 @@ if TYPE_CHECKING:
     from sae_bench.cache import ActivationCache
 
 
-class ActivationSource(Protocol):
+class ActivationSource(ABC):
     """Seeded, reproducible, shuffled batches of activations in normalised units.
 
     Attributes:
         d_in: width of an activation x.
-        scale: s = sqrt(mean of ||x||^2 over the source's training rows); batches hold x / s.
         held_out: activations of other documents, for evaluation; None if there are none.
     """
 
-    @property
-    def d_in(self) -> int: ...  # noqa: D102
+    d_in: int
+    held_out: "ActivationCache | None"
 
     @property
-    def scale(self) -> float: ...  # noqa: D102
+    @abstractmethod
+    def scale(self) -> float:
+        """s = sqrt(mean of ||x||^2 over the source's training rows); batches hold x / s."""
 
-    @property
-    def held_out(self) -> "ActivationCache | None": ...  # noqa: D102
-
+    @abstractmethod
     def record(self) -> dict[str, Any]:
         """Identity and provenance, JSON-ready: equal records, equal batches."""
-        ...
 
+    @abstractmethod
     def batches(
         self, batch_size: int, seed: int, start: int = 0
     ) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Batches `start`, `start` + 1, ... of an endless sequence chosen by `seed`: x / s in
         float32, on the device."""
-        ...

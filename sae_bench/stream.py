@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from sae_bench.models import DTYPES, LanguageModel
 from sae_bench.reading import DEFAULT_CONTEXT, Reading
 from sae_bench.shards import sum_of_squares
 from sae_bench.sites import resolve_site
+from sae_bench.source import ActivationSource
 from sae_bench.text import Text, resolve_text
 
 
-class ActivationStream:
+class ActivationStream(ActivationSource):
     """The language model fills a buffer on its device and training takes random rows out of it.
 
     The buffer is filled; rows are served in random order, none twice; when half of the buffer has
@@ -45,7 +46,6 @@ class ActivationStream:
 
     Attributes:
         d_in: width of the activations.
-        scale: s = sqrt(mean of ||x||^2 over the first buffer); reading it fills the buffer.
 
     Raises:
         InputError: an input is unknown, or the text has no training documents (on first use).
@@ -87,7 +87,8 @@ class ActivationStream:
         self.held_out = held_out
 
     @cached_property
-    def scale(self) -> float:  # noqa: D102
+    def scale(self) -> float:
+        """s = sqrt(mean of ||x||^2 over the first buffer); reading it fills the buffer."""
         self._filled = self._buffer()  # kept for the first `batches`
         scale = math.sqrt(sum_of_squares(self._filled.rows) / self._tokens)
         if not (math.isfinite(scale) and scale > 0):
@@ -146,9 +147,9 @@ class ActivationStream:
 
     def _computed(self) -> Iterator[Float[Tensor, "rows d_in"]]:
         """New rows without end, epoch after epoch of the text."""
-        epochs = chain.from_iterable(self._epoch() for _ in repeat(None))
-        for activations, _ in self._reading.rows(epochs, [self._site]):
-            yield activations[self._site.name]
+        while True:
+            for activations, _ in self._reading.rows(self._epoch(), [self._site]):
+                yield activations[self._site.name]
 
     def _epoch(self) -> Iterator[Context]:
         tokens = 0

@@ -113,6 +113,8 @@ def test_lengths_are_log_uniform():
         expected = np.log(n / 16) / np.log(1025 / 16)
         assert abs((lengths < n).mean() - expected) < 4 * 0.5 / np.sqrt(len(lengths))
     assert set(islice(VariableLength(3, 3).lengths(0), 50)) == {3}
+    few = np.array(list(islice(VariableLength(3, 4).lengths(0), 20_000)))
+    assert abs((few == 4).mean() - np.log(5 / 4) / np.log(5 / 3)) < 4 * 0.5 / np.sqrt(len(few))
 
 
 def test_draws_depend_on_seed_and_document_alone():

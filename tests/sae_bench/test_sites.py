@@ -66,7 +66,9 @@ def layers_run(lm: LanguageModel, counts: Counter[str]) -> set[int]:
     return {int(path[len(prefix) :].split(".")[0]) for path in counts if path.startswith(prefix)}
 
 
-def full_pass_with(lm: LanguageModel, ids: Tensor, mask: Tensor, name: str, value: Tensor) -> Tensor:
+def full_pass_with(
+    lm: LanguageModel, ids: Tensor, mask: Tensor, name: str, value: Tensor
+) -> Tensor:
     """Logits of a whole pass in which a hook of its own overwrites the site."""
     site = resolve_site(lm, name)
     module = lm.model.get_submodule(site.module)
@@ -256,8 +258,8 @@ def test_layers_that_share_state_are_not_skipped() -> None:
     first, last = lm.layers[0].forward, lm.layers[2].forward
 
     def leave(*args: Tensor, **kwargs: object) -> Tensor:
-        left.append(first(*args, **kwargs))
-        return left[-1]
+        left[:] = [first(*args, **kwargs)]
+        return left[0]
 
     lm.layers[0].forward = leave
     lm.layers[2].forward = lambda *args, **kwargs: last(*args, **kwargs) + left.pop()
@@ -271,21 +273,29 @@ def test_layers_that_share_state_are_not_skipped() -> None:
 
 def test_models_that_add_in_place_do_not_change_what_was_read() -> None:
     lm = tiny_model("llama")
-    mlp, layer = lm.layers[1].mlp, lm.layers[1]
-    mlp.register_forward_hook(lambda _, args, output: output)
     ids, mask = tokens()
     clean = read(lm, ids, mask, "layers.1.mlp_out")["layers.1.mlp_out"]
-    layer.mlp = torch.nn.Sequential(mlp, _AddOneInPlace())
-    lm.layers[2].register_forward_pre_hook(lambda _, args: args[0].add_(1.0) and None or None)
-    names = (f"{lm.layers_path}.1.mlp.0", "layers.1.resid_post", "layers.2.resid_post")
-    got = read(lm, ids, mask, *names)
-    assert torch.equal(got[names[0]], clean)
-    run = resume_at(lm, ids, mask, resolve_site(lm, "layers.2.mlp_out"))
-    once = run.logits_with(run.activations)
-    assert torch.equal(run.logits_with(run.activations), once)
+    lm.layers[1].mlp = torch.nn.Sequential(lm.layers[1].mlp, _AddOneInPlace())
+    path = f"{lm.layers_path}.1.mlp.0"
+    assert torch.equal(read(lm, ids, mask, path, "layers.2.resid_post")[path], clean)
+
     value = torch.zeros(3, 9, 32)
-    resume_at(lm, ids, mask, resolve_site(lm, names[0])).logits_with(value)
+    resume_at(lm, ids, mask, resolve_site(lm, path)).logits_with(value)
     assert not value.any()
+
+    lm.layers[2] = _AddsToItsInput(lm.layers[2])
+    run = resume_at(lm, ids, mask, resolve_site(lm, f"{lm.layers_path}.2.layer.mlp"))
+    for _ in range(2):
+        assert torch.equal(run.logits_with(run.activations), run.logits)
+
+
+class _AddsToItsInput(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, **kwargs: object) -> Tensor:
+        return self.layer(x.add_(1.0), **kwargs)
 
 
 class _AddOneInPlace(torch.nn.Module):
