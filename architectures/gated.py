@@ -13,7 +13,7 @@ from sae_bench.sae import SparseAutoencoder, squared_error
 
 
 class GatedSAE(SparseAutoencoder):
-    """The gate decides which latents are on, the magnitude path how strongly:
+    """A gate decides which latents are on, a magnitude path how strongly.
 
     pi = (x - b_dec) W_enc + b_gate ; f = 1[pi > 0] ReLU(((x - b_dec) W_enc) exp(r_mag) + b_mag).
 

@@ -8,7 +8,9 @@ from sae_bench.sae import SparseAutoencoder
 
 
 class JumpReLUSAE(SparseAutoencoder):
-    """f = pre 1[pre > theta]; loss ||x - x_hat||^2 + lambda sum H(pre_i - theta_i), with
+    """A threshold a latent, L0 by straight-through gradients.
+
+    f = pre 1[pre > theta]; loss ||x - x_hat||^2 + lambda sum H(pre_i - theta_i), with
     straight-through gradients to theta (equations 3, 9, 11-12)."""
 
     activation: Activation = JumpReLU(LogThreshold(1e-3))

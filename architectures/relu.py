@@ -6,7 +6,9 @@ from sae_bench.sae import SparseAutoencoder
 
 
 class ReLUSAE(SparseAutoencoder):
-    """f = max(pre, 0); loss ||x - x_hat||^2 + lambda sum f_i, rows of W_dec of unit norm."""
+    """The standard SAE: ReLU and L1.
+
+    f = max(pre, 0); loss ||x - x_hat||^2 + lambda sum f_i, rows of W_dec of unit norm."""
 
     activation: Activation = ReLU()
     penalty: Penalty = L1(1e-2)

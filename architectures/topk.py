@@ -53,7 +53,10 @@ class AuxK(Component):
 
 
 class TopKSAE(SparseAutoencoder):
-    """f keeps the k largest pre-activations of each token; L0 is fixed, so there is no penalty."""
+    """The k largest latents of each token, and AuxK against dead ones.
+
+    f keeps the k largest pre-activations of each token, then ReLU. L0 is fixed: no penalty.
+    """
 
     activation: Activation = TopK(64)
     penalty: Penalty = NoPenalty()

@@ -4,10 +4,10 @@ from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
+from sae_bench.loading import load_sae
 from sae_bench.recipe import Recipe
 from sae_bench.run import run
 from sae_bench.sae import SparseAutoencoder
-from sae_bench.saving import load_sae, save_sae
 from sae_bench.stream import ActivationStream
 
 __all__ = [
@@ -21,5 +21,4 @@ __all__ = [
     "grid",
     "load_sae",
     "run",
-    "save_sae",
 ]

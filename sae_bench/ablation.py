@@ -101,7 +101,9 @@ class Results:
         """
         folder = Path(folder)
         try:
-            return cls(*(pd.read_parquet(folder / f"{n}.parquet") for n in ("table", "frequencies")))
+            return cls(
+                *(pd.read_parquet(folder / f"{n}.parquet") for n in ("table", "frequencies"))
+            )
         except (OSError, ValueError) as error:
             raise InputError(f"{folder}: no tables of a finished run ({error})") from None
 
@@ -153,7 +155,9 @@ def load(spec: str) -> Ablation:
         )
     needed = ("PRESETS", "arms", "figures", "answer")
     if absent := [name for name in needed if not hasattr(module, name)]:
-        raise InputError(f"{spec}: an ablation must define {', '.join(needed)}; {absent[0]} is missing")
+        raise InputError(
+            f"{spec}: an ablation must define {', '.join(needed)}; {absent[0]} is missing"
+        )
     question = (module.__doc__ or "").strip()
     return Ablation(Path(spec).stem, question, *(getattr(module, name) for name in needed))
 

@@ -31,10 +31,16 @@ class Arm:
     slots: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.architecture, type) and issubclass(self.architecture, SparseAutoencoder)):
-            raise InputError(f"an arm needs a subclass of SparseAutoencoder, got {self.architecture!r:.60}")
+        if not (
+            isinstance(self.architecture, type) and issubclass(self.architecture, SparseAutoencoder)
+        ):
+            raise InputError(
+                f"an arm needs a subclass of SparseAutoencoder, got {self.architecture!r:.60}"
+            )
         if not (isinstance(self.d_sae, int) and self.d_sae >= 1):
-            raise InputError(f"{self.name}: d_sae must be a positive integer, got {self.d_sae!r:.40}")
+            raise InputError(
+                f"{self.name}: d_sae must be a positive integer, got {self.d_sae!r:.40}"
+            )
         if not isinstance(self.recipe, Recipe):
             raise InputError(f"{self.name}: recipe must be a Recipe, got {self.recipe!r:.40}")
         object.__setattr__(self, "slots", MappingProxyType(self.architecture.resolve(self.slots)))

@@ -127,7 +127,8 @@ def _list(arguments: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     top = argparse.ArgumentParser(
-        prog="sae-bench", description="Compare sparse autoencoder architectures on one language model."
+        prog="sae-bench",
+        description="Compare sparse autoencoder architectures on one language model.",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -145,7 +146,9 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--device", default=None, help="cpu, cuda, ...; default: the accelerator")
 
     cache = command("cache", _cache, "Run a language model over text and keep its activations.")
-    cache.add_argument("--model", default="smollm2", help="hub name, folder, .gguf file, or smollm2")
+    cache.add_argument(
+        "--model", default="smollm2", help="hub name, folder, .gguf file, or smollm2"
+    )
     cache.add_argument(
         "--site",
         nargs="+",
@@ -168,7 +171,9 @@ def parser() -> argparse.ArgumentParser:
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
     )
 
-    run = command("run", _run, "Train and evaluate every arm of an ablation, then draw its figures.")
+    run = command(
+        "run", _run, "Train and evaluate every arm of an ablation, then draw its figures."
+    )
     run.add_argument("ablation", help="a name from `sae-bench list`, or the path of a .py file")
     run.add_argument("--preset", default=None, help="a preset of the ablation (None: its first)")
     run.add_argument("--out", type=Path, default=None, help="folder (None: results/runs/ABLATION)")
@@ -179,7 +184,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default=None, help="cpu, cuda, ... (None: the accelerator)")
     run.add_argument("--dry-run", action="store_true", help="list the arms and stop")
 
-    figures = command("figures", _figures, "Draw the figures of a finished run again, from its tables.")
+    figures = command(
+        "figures", _figures, "Draw the figures of a finished run again, from its tables."
+    )
     figures.add_argument("ablation", help="the ablation that was run")
     figures.add_argument("--folder", type=Path, default=None, help="its folder")
 

@@ -36,7 +36,9 @@ class Component:
 
     def record(self) -> dict[str, Any]:
         """JSON-ready description from which `from_record` makes an equal object."""
-        fields = {field.name: to_plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        fields = {
+            field.name: to_plain(getattr(self, field.name)) for field in dataclasses.fields(self)
+        }  # type: ignore[arg-type]
         return {"class": type(self).__name__, **fields}
 
     def replace(self, **changes: Any) -> Self:
@@ -91,7 +93,9 @@ def from_record(base: type[T], record: Any, where: str = "record") -> T:
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     given = {key: value for key, value in record.items() if key != "class"}
     if unknown := sorted(set(given) - names):
-        raise InputError(f"{where}: {cls.__name__} has no field {unknown[0]!r} (it has {sorted(names)})")
+        raise InputError(
+            f"{where}: {cls.__name__} has no field {unknown[0]!r} (it has {sorted(names)})"
+        )
     try:
         return cls(**{key: _from_plain(value, f"{where}.{key}") for key, value in given.items()})
     except TypeError as error:
@@ -122,9 +126,13 @@ def find_class(base: type[T], name: str, where: str = "registry") -> type[T]:
     Raises:
         InputError: no class or more than one class has that name.
     """
-    found = {(cls.__module__, cls.__qualname__): cls for cls in subclasses(base) if cls.__name__ == name}
+    found = {
+        (cls.__module__, cls.__qualname__): cls for cls in subclasses(base) if cls.__name__ == name
+    }
     if not found:
-        known = sorted({cls.__name__ for cls in subclasses(base) if not cls.__name__.startswith("_")})
+        known = sorted(
+            {cls.__name__ for cls in subclasses(base) if not cls.__name__.startswith("_")}
+        )
         raise InputError(
             f"{where}: unknown {base.__name__} {name!r}; known: {', '.join(known)} "
             "(import the module that defines yours first)"

@@ -23,7 +23,7 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device` (for the CPU: memory available without swap)."""
+    """Bytes that can still be allocated on `device` (the CPU: available memory)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil

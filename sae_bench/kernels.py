@@ -53,7 +53,7 @@ class Kernel(Component):
         raise NotImplementedError
 
     def window(self, distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """K(distance / bandwidth) / bandwidth for distance = pre - threshold; in 1 / units of pre."""
+        """K(distance / bandwidth) / bandwidth, for distance = pre - threshold."""
         return self.density(distance / self.bandwidth) / self.bandwidth
 
 

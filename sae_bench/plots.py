@@ -47,25 +47,26 @@ def colours(series: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or spare[name] for name in series}
 
 
+@mpl.rc_context(STYLE)
 def figure(width: float = 3.4, height: float = 2.8, rows: int = 1, columns: int = 1) -> Figure:
     """An empty figure of `rows` x `columns` axes, in inches; 3.4 is one column of a paper."""
-    with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(width, height), layout="constrained")
-        drawn.subplots(rows, columns)
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    drawn.subplots(rows, columns)
     return drawn
 
 
+@mpl.rc_context(STYLE)
 def save(drawn: Figure, folder: Path, name: str) -> list[Path]:
     """Writes PNG and SVG (the same bytes for the same figure)."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("png", "svg")]
-    with mpl.rc_context(STYLE):
-        for path in paths:
-            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            drawn.savefig(path, dpi=200, metadata=metadata)
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        drawn.savefig(path, dpi=200, metadata=metadata)
     return paths
 
 
+@mpl.rc_context(STYLE)
 def frontier(
     table: pd.DataFrame, axes: Axes, *, y: str = "fvu", x: str = "l0", by: str = "architecture"
 ) -> Axes:
@@ -112,6 +113,7 @@ def frontier(
     return axes
 
 
+@mpl.rc_context(STYLE)
 def frequency_histogram(
     table: pd.DataFrame, frequencies: pd.DataFrame, axes: Axes, *, bins: int = 40
 ) -> Axes:
@@ -140,6 +142,7 @@ def frequency_histogram(
     return axes
 
 
+@mpl.rc_context(STYLE)
 def comparison(table: pd.DataFrame, frequencies: pd.DataFrame) -> dict[str, Figure]:
     """The standard figures of a run: FVU and delta LM loss against L0, and firing-frequency
     histograms with one panel an architecture."""

@@ -66,7 +66,9 @@ def run(
         train_arms(
             missing, source, device=device, finished=lambda ended: folder.keep(ended, train.scale)
         )
-    unmeasured = [arm for arm in meaningful if folder.is_trained(arm) and not folder.is_evaluated(arm)]
+    unmeasured = [
+        arm for arm in meaningful if folder.is_trained(arm) and not folder.is_evaluated(arm)
+    ]
     if unmeasured:
         saes = [folder.sae(arm, device) for arm in unmeasured]
         placed = {name: cache.placed(device) for name, cache in sets.items()}

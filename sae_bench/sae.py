@@ -3,10 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sae_bench.activations import Activation, Latents, ReLU
@@ -14,8 +16,12 @@ from sae_bench.components import Component
 from sae_bench.decoders import Decoder, UnitRows
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE, Estimator, as_estimator
+from sae_bench.files import write_atomically, write_json
 from sae_bench.kernels import Kernel
 from sae_bench.penalties import L1, Penalty
+
+FORMAT, VERSION = "sae_bench", 1
+WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -258,6 +264,30 @@ class SparseAutoencoder(nn.Module):
             if isinstance(value, Component):
                 setattr(self, name, value.rescaled(s))
         return self
+
+    def save(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
+        """Writes the SAE as it is (`run` folds it first): weights as safetensors, the rest as JSON.
+        `load_sae` reads it back.
+
+        Args:
+            folder: made if it does not exist.
+            provenance: JSON-ready remarks kept beside the weights (data, recipe, scale).
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+        config = {
+            "format": FORMAT,
+            "version": VERSION,
+            "architecture": type(self).__name__,
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "seed": self.seed,
+            "slots": self.slots,
+            "provenance": dict(provenance or {}),
+        }
+        write_json(folder / CONFIG, config)
 
 
 def squared_error(

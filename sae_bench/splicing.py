@@ -107,9 +107,7 @@ def splice(
     return [_result(base, zero, np.concatenate(losses), owner) for losses in spliced]
 
 
-def _reconstruct(
-    sae: SparseAutoencoder, rows: Float[Tensor, "n d_in"]
-) -> Float[Tensor, "n d_in"]:
+def _reconstruct(sae: SparseAutoencoder, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
     """x_hat, wherever and in whatever precision the SAE lives."""
     return sae(rows.to(sae.W_dec.device, sae.W_dec.dtype)).to(rows.device)
 

@@ -23,8 +23,9 @@ import torch
 from sae_bench.arm import Arm
 from sae_bench.components import digest
 from sae_bench.errors import InputError
+from sae_bench.files import read_json, write_json, write_table
+from sae_bench.loading import load_sae
 from sae_bench.sae import SparseAutoencoder
-from sae_bench.saving import load_sae, read_json, save_sae, write_json
 from sae_bench.train import Trained
 
 VERSION = 1
@@ -41,16 +42,6 @@ def environment() -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         **{name: version(name) for name in packages},
     }
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Writes parquet or CSV, by the name's ending, atomically."""
-    partial = path.with_name(path.name + ".partial")
-    if path.suffix == ".csv":
-        table.to_csv(partial, index=False)
-    else:
-        table.to_parquet(partial, index=False)
-    partial.replace(path)
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,12 @@ class RunFolder:
             (path / "arms").mkdir(parents=True, exist_ok=True)
             write_json(
                 specification,
-                {"version": VERSION, "inputs": inputs, "arms": wanted, "environment": environment()},
+                {
+                    "version": VERSION,
+                    "inputs": inputs,
+                    "arms": wanted,
+                    "environment": environment(),
+                },
             )
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
@@ -114,10 +110,10 @@ class RunFolder:
         arm, folder = trained.arm, self._of(trained.arm)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "evaluation.parquet").unlink(missing_ok=True)
-        write_table(pd.DataFrame(trained.history), folder / "training.parquet")
+        write_table(folder / "training.parquet", pd.DataFrame(trained.history))
         if trained.reason is None:
             provenance = {"arm": arm.record(), "activation_scale": scale}
-            save_sae(trained.sae.fold_(scale), folder / "sae", provenance)
+            trained.sae.fold_(scale).save(folder / "sae", provenance)
         status = TRAINED if trained.reason is None else FAILED
         outcome = {"status": status, "reason": trained.reason or "", "seconds": trained.seconds}
         write_json(folder / "arm.json", {**outcome, **arm.record()})
@@ -132,7 +128,7 @@ class RunFolder:
 
     def keep_evaluation(self, arm: Arm, rows: pd.DataFrame) -> None:
         """Stores the metrics of an arm, one row an evaluation set."""
-        write_table(rows, self._of(arm) / "evaluation.parquet")
+        write_table(self._of(arm) / "evaluation.parquet", rows)
 
     def finish(self, arms: Sequence[Arm], common: Mapping[str, Any]) -> pd.DataFrame:
         """Gathers all arms into the final table, writes it, and returns it.
@@ -152,10 +148,8 @@ class RunFolder:
         table = pd.DataFrame(rows)
         if "frequency" in table:
             kept = table.dropna(subset="frequency")
-            write_table(
-                kept[["arm", "eval_set", "frequency"]], self.path / "frequencies.parquet"
-            )
+            write_table(self.path / "frequencies.parquet", kept[["arm", "eval_set", "frequency"]])
             table = table.drop(columns="frequency")
-        write_table(table, self.path / "table.parquet")
-        write_table(table, self.path / "table.csv")
+        write_table(self.path / "table.parquet", table)
+        write_table(self.path / "table.csv", table)
         return table

@@ -1,79 +1,22 @@
-"""SAEs on disk: a folder with `sae.safetensors` and `config.json`. Nothing is ever unpickled."""
+"""SAEs from disk: a folder that `SparseAutoencoder.save` made. Nothing is ever unpickled."""
 
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from sae_bench.components import Component, from_record, to_plain
+from sae_bench.components import Component, from_record
 from sae_bench.errors import InputError
+from sae_bench.files import read_json
 from sae_bench.registry import architecture
-from sae_bench.sae import SparseAutoencoder
+from sae_bench.sae import CONFIG, FORMAT, VERSION, WEIGHTS, SparseAutoencoder
 
-FORMAT, VERSION = "sae_bench", 1
-WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 KEYS = {"format", "version", "architecture", "d_in", "d_sae", "seed", "slots", "provenance"}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically: readers see the old file or the new one, never half of one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        json.dump(to_plain(value), file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Reads JSON.
-
-    Raises:
-        InputError: no such file, or not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-
-
-def save_sae(
-    sae: SparseAutoencoder, folder: str | Path, provenance: dict[str, Any] | None = None
-) -> None:
-    """Writes an SAE as it is; fold it first (`fold_`) if it was trained on normalised activations.
-
-    Args:
-        sae: any architecture.
-        folder: made if it does not exist.
-        provenance: JSON-ready remarks kept beside the weights (data, recipe, activation scale).
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
-    partial = folder / (WEIGHTS + ".partial")
-    save_file(tensors, partial)
-    partial.replace(folder / WEIGHTS)
-    config = {
-        "format": FORMAT,
-        "version": VERSION,
-        "architecture": type(sae).__name__,
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "seed": sae.seed,
-        "slots": sae.slots,
-        "provenance": provenance or {},
-    }
-    write_json(folder / CONFIG, config)
-
-
 def load_sae(folder: str | Path, device: torch.device | str = "cpu") -> SparseAutoencoder:
-    """Reads what `save_sae` wrote; the SAE takes raw activations.
+    """Reads what `SparseAutoencoder.save` wrote; the SAE takes raw activations.
 
     Raises:
         InputError: not such a folder, unknown architecture or key, missing or misshapen tensor,

@@ -1,0 +1,49 @@
+"""Writing so that a reader sees the old file or the new one, never half of one."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_bench.components import to_plain
+from sae_bench.errors import InputError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a file under another name in the same folder, then renames it."""
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON-ready value or component."""
+    text = json.dumps(to_plain(value), indent=1, sort_keys=True)
+    write_atomically(path, lambda partial: partial.write_text(text) and None)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table as parquet or CSV, by the name's ending."""
+    if path.suffix == ".csv":
+        write_atomically(path, lambda partial: table.to_csv(partial, index=False))
+    else:
+        write_atomically(path, lambda partial: table.to_parquet(partial, index=False))
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        InputError: no such file, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
