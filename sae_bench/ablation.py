@@ -105,7 +105,8 @@ class Results:
                 *(pd.read_parquet(folder / f"{n}.parquet") for n in ("table", "frequencies"))
             )
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: no tables of a finished run ({error})") from None
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{folder}: no tables of a finished run ({reason})") from None
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Ablation:
         Raises:
             InputError: unknown name.
         """
-        name = next(iter(self.presets)) if name is None else name
+        name = next(iter(self.presets), "") if name is None else name
         if name not in self.presets:
             raise InputError(
                 f"{self.name}: unknown preset {name!r}; it has {', '.join(self.presets)}"
@@ -165,11 +166,12 @@ def load(spec: str) -> Ablation:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"ablation file {path.stem}"  # a name that no import can mean
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 

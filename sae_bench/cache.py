@@ -122,14 +122,16 @@ class ActivationCache(ActivationSource):
             raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         if isinstance(sites, str) or not sites:
             raise InputError(f"sites must be a list of one or more names, got {sites!r}")
+        wanted = None if device is None else default_device(device)
         source = resolve_text(text)
+        next(source.documents())  # a mistake shows before the model is loaded
         if not isinstance(model, LanguageModel):
             model = LanguageModel.load(
                 model, dtype=model_dtype, device=device, trust_remote_code=trust_remote_code
             )
         reading = Reading(model, source, context, batch_tokens)
         places = [resolve_site(model, name) for name in dict.fromkeys(sites)]
-        target = default_device(model.device if device is None else device)
+        target = wanted or model.device
         if held_out_tokens is None:
             held_out_tokens = max(math.ceil(tokens / 10), shard_tokens)
 

@@ -2,12 +2,21 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from sae_bench import ablation, plots
+from sae_bench.cache import ActivationCache
+from sae_bench.contexts import Packed, PerDocument
+from sae_bench.devices import default_device
 from sae_bench.errors import InputError
+from sae_bench.registry import architectures
+from sae_bench.run import run
+from sae_bench.store import RunFolder
 
 SHOWN = {
     "architecture": "architecture",
@@ -38,9 +47,6 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def _cache(arguments: argparse.Namespace) -> None:
-    from sae_bench.cache import ActivationCache
-    from sae_bench.contexts import Packed, PerDocument
-
     policy = PerDocument if arguments.per_document else Packed
     caches = ActivationCache.build(
         arguments.model,
@@ -63,9 +69,6 @@ def _cache(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from sae_bench import ablation
-    from sae_bench.run import run
-
     chosen = ablation.load(arguments.ablation)
     preset = chosen.preset(arguments.preset)
     changes = {
@@ -81,9 +84,15 @@ def _run(arguments: argparse.Namespace) -> None:
         for arm in arms:
             print(arm.key, arm.objection or "")
         return
-    cache = preset.data.cache(arguments.device)
+    default_device(arguments.device)
+    RunFolder(arguments.out).check(arms, {"data": preset.data})
     table = run(
-        arms, cache, out=arguments.out, device=arguments.device, lm_tokens=preset.data.lm_tokens
+        arms,
+        preset.data.cache(arguments.device),
+        out=arguments.out,
+        device=arguments.device,
+        lm_tokens=preset.data.lm_tokens,
+        data=preset.data,
     )
     print(summary(table))
     _draw(chosen, arguments.out)
@@ -92,26 +101,17 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"table: {arguments.out / 'table.csv'}")
 
 
-def _draw(chosen: "object", folder: Path) -> None:
-    from sae_bench import plots
-    from sae_bench.ablation import Ablation, Results
-
-    assert isinstance(chosen, Ablation)
-    for name, drawn in chosen.figures(Results.read(folder)).items():
+def _draw(chosen: ablation.Ablation, folder: Path) -> None:
+    for name, drawn in chosen.figures(ablation.Results.read(folder)).items():
         path, *_ = plots.save(drawn, folder / "figures", name)
         print(f"figure: {path}")
 
 
 def _figures(arguments: argparse.Namespace) -> None:
-    from sae_bench import ablation
-
     _draw(ablation.load(arguments.ablation), arguments.folder)
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from sae_bench import ablation
-    from sae_bench.registry import architectures
-
     def first_line(text: str | None) -> str:
         return (text or "").strip().split("\n")[0]
 
@@ -142,9 +142,6 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(action=action)
         return added
 
-    data = argparse.ArgumentParser(add_help=False)
-    data.add_argument("--device", default=None, help="cpu, cuda, ...; default: the accelerator")
-
     cache = command("cache", _cache, "Run a language model over text and keep its activations.")
     cache.add_argument(
         "--model", default="smollm2", help="hub name, folder, .gguf file, or smollm2"
@@ -171,18 +168,18 @@ def parser() -> argparse.ArgumentParser:
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
     )
 
-    run = command(
+    grid = command(
         "run", _run, "Train and evaluate every arm of an ablation, then draw its figures."
     )
-    run.add_argument("ablation", help="a name from `sae-bench list`, or the path of a .py file")
-    run.add_argument("--preset", default=None, help="a preset of the ablation (None: its first)")
-    run.add_argument("--out", type=Path, default=None, help="folder (None: results/runs/ABLATION)")
+    grid.add_argument("ablation", help="a name from `sae-bench list`, or the path of a .py file")
+    grid.add_argument("--preset", default=None, help="a preset of the ablation (None: its first)")
+    grid.add_argument("--out", type=Path, default=None, help="folder (None: results/runs/ABLATION)")
     for name, text in (("model", "model"), ("site", "site"), ("text", "text")):
-        run.add_argument(f"--{name}", default=None, help=f"another {text} than the preset's")
-    run.add_argument("--tokens", type=int, default=None, help="another size of the cache")
-    run.add_argument("--d-sae", type=int, default=None, help="another number of latents")
-    run.add_argument("--device", default=None, help="cpu, cuda, ... (None: the accelerator)")
-    run.add_argument("--dry-run", action="store_true", help="list the arms and stop")
+        grid.add_argument(f"--{name}", default=None, help=f"another {text} than the preset's")
+    grid.add_argument("--tokens", type=int, default=None, help="another size of the cache")
+    grid.add_argument("--d-sae", type=int, default=None, help="another number of latents")
+    grid.add_argument("--device", default=None, help="cpu, cuda, ... (None: the accelerator)")
+    grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
 
     figures = command(
         "figures", _figures, "Draw the figures of a finished run again, from its tables."
@@ -201,12 +198,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, name, ...) is None:
             stem = Path(arguments.ablation).stem
             setattr(arguments, name, Path("results") / "runs" / stem)
-    try:
-        arguments.action(arguments)
-    except InputError as error:
-        print(f"sae-bench: error: {error}", file=sys.stderr)
-        return 2
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            arguments.action(arguments)
+        except InputError as error:
+            print(f"sae-bench: error: {error}", file=sys.stderr)
+            return 2
     return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"sae-bench: warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

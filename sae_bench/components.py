@@ -16,6 +16,7 @@ from sae_bench.errors import InputError
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True)
 class Component:
     """Base of all components. A subclass is a frozen dataclass whose fields are plain values
     (numbers, strings, booleans, None, tuples of them) or other components."""
@@ -30,7 +31,7 @@ class Component:
 
     def label_without(self, *hidden: str) -> str:
         """The label with some fields left out (those that have a column or axis of their own)."""
-        fields = [field.name for field in dataclasses.fields(self) if field.name not in hidden]  # type: ignore[arg-type]
+        fields = [field.name for field in dataclasses.fields(self) if field.name not in hidden]
         shown = ", ".join(_label_of(getattr(self, name)) for name in fields)
         return f"{type(self).__name__}({shown})" if shown else type(self).__name__
 
@@ -38,25 +39,28 @@ class Component:
         """JSON-ready description from which `from_record` makes an equal object."""
         fields = {
             field.name: to_plain(getattr(self, field.name)) for field in dataclasses.fields(self)
-        }  # type: ignore[arg-type]
+        }
         return {"class": type(self).__name__, **fields}
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+        return dataclasses.replace(self, **changes)
 
     def rescaled(self, s: float) -> Self:
         """The same component for activations multiplied by `s`: each field times s^units[field],
         components inside likewise (thresholds and bandwidths scale as s, the coefficient of L0 as
         s^2, of L1 as s)."""
         changes: dict[str, Any] = {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Component):
                 changes[field.name] = value.rescaled(s)
             elif field.name in self.units and value is not None:
                 changes[field.name] = value * s ** self.units[field.name]
         return self.replace(**changes)
+
+
+C = TypeVar("C", bound=Component)
 
 
 def _label_of(value: Any) -> str:
@@ -76,7 +80,7 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def from_record(base: type[T], record: Any, where: str = "record") -> T:
+def from_record(base: type[C], record: Any, where: str = "record") -> C:
     """The component that `record` describes.
 
     Args:
@@ -90,7 +94,7 @@ def from_record(base: type[T], record: Any, where: str = "record") -> T:
     if not isinstance(record, Mapping) or not isinstance(record.get("class"), str):
         raise InputError(f"{where}: expected the record of a {base.__name__}, got {record!r:.80}")
     cls = find_class(base, record["class"], where)
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    names = {field.name for field in dataclasses.fields(cls)}
     given = {key: value for key, value in record.items() if key != "class"}
     if unknown := sorted(set(given) - names):
         raise InputError(
@@ -104,7 +108,7 @@ def from_record(base: type[T], record: Any, where: str = "record") -> T:
 
 def _from_plain(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
-        return from_record(Component, value, where)  # type: ignore[type-abstract]
+        return from_record(Component, value, where)
     if isinstance(value, list):
         return tuple(_from_plain(item, where) for item in value)
     return value

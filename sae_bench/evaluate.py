@@ -1,6 +1,7 @@
 """Evaluation: one row of metrics for each SAE and evaluation set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import pandas as pd
 
@@ -32,14 +33,19 @@ def evaluate(
         language_model: the model, if it is at hand; else the cache's own.
 
     Returns:
-        One row for each SAE and set, in that order: `sae` (index into saes), `eval_set`, the
+        One row for each SAE and set, in the order given: `sae` (index into saes), `eval_set`, the
         metrics of `measure` and `splice`, and `frequency`, an array of d_sae firing rates.
 
+    SAEs are measured in evaluation mode; nothing about them is different afterwards.
+
     Raises:
-        InputError: an SAE of another width than the activations.
+        InputError: no SAE or no set, an SAE of another width than the activations, a language
+            model that cannot be found again. Nothing has been measured then.
     """
     saes = [saes] if isinstance(saes, SparseAutoencoder) else list(saes)
     named = sets if isinstance(sets, Mapping) else {"held-out": sets}
+    if not saes or not named:
+        raise InputError(f"evaluate: {len(saes)} SAEs and {len(named)} evaluation sets were given")
     for name, cache in named.items():
         for sae in saes:
             if sae.d_in != cache.d_in:
@@ -47,11 +53,43 @@ def evaluate(
                     f"evaluate: the SAE reads activations of width {sae.d_in}, "
                     f"evaluation set {name!r} holds width {cache.d_in}"
                 )
+    models = language_models(named, lm_tokens, language_model)
     rows = []
-    for name, cache in named.items():
-        results = measure(saes, cache)
-        lm = (language_model or cache.language_model()) if lm_tokens and cache.site else None
-        losses = splice(saes, cache, lm, lm_tokens) if lm else [{}] * len(saes)
-        for index, (metrics, loss) in enumerate(zip(results, losses, strict=True)):
-            rows.append({"sae": index, "eval_set": name, **metrics, **loss})
-    return pd.DataFrame(rows).sort_values(["sae", "eval_set"], kind="stable", ignore_index=True)
+    with _evaluating(saes):
+        for name, cache in named.items():
+            results = measure(saes, cache)
+            lm = models[name]
+            losses = splice(saes, cache, lm, lm_tokens) if lm else [{}] * len(saes)
+            for index, (metrics, loss) in enumerate(zip(results, losses, strict=True)):
+                rows.append({"sae": index, "eval_set": name, **metrics, **loss})
+    return pd.DataFrame(rows).sort_values("sae", kind="stable", ignore_index=True)
+
+
+def language_models(
+    sets: Mapping[str, ActivationCache], lm_tokens: int, given: LanguageModel | None = None
+) -> dict[str, LanguageModel | None]:
+    """The language model of each evaluation set: `given`, else the cache's own, loaded if need be;
+    None where there is nothing to measure with it.
+
+    Raises:
+        InputError: lm_tokens is negative, or a model cannot be found again.
+    """
+    if lm_tokens < 0:
+        raise InputError(f"lm_tokens must not be negative, got {lm_tokens}")
+    return {
+        name: (given or cache.language_model()) if lm_tokens and cache.site else None
+        for name, cache in sets.items()
+    }
+
+
+@contextmanager
+def _evaluating(saes: Sequence[SparseAutoencoder]) -> Iterator[None]:
+    """Evaluation mode inside, the former mode afterwards."""
+    modes = [sae.training for sae in saes]
+    for sae in saes:
+        sae.eval()
+    try:
+        yield
+    finally:
+        for sae, mode in zip(saes, modes, strict=True):
+            sae.train(mode)

@@ -24,7 +24,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON-ready value or component."""
     text = json.dumps(to_plain(value), indent=1, sort_keys=True)
-    write_atomically(path, lambda partial: partial.write_text(text) and None)
+
+    def write(partial: Path) -> None:
+        partial.write_text(text)
+
+    write_atomically(path, write)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -34,7 +34,7 @@ def load_sae(folder: str | Path, device: torch.device | str = "cpu") -> SparseAu
         raise InputError(f"{path}: {kind} key {wrong[0]!r}")
     cls = architecture(config["architecture"], f"{path}.architecture")
     slots = {
-        name: from_record(Component, value, f"{path}.slots.{name}")  # type: ignore[type-abstract]
+        name: from_record(Component, value, f"{path}.slots.{name}")
         if isinstance(value, dict)
         else (tuple(value) if isinstance(value, list) else value)
         for name, value in config["slots"].items()

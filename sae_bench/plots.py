@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-SETTING = ["activation", "penalty", "coefficient", "kernel"]
-"""Columns that tell the settings of one architecture apart."""
+SETTING = ["activation", "penalty", "coefficient", "kernel", "d_sae", "eval_set"]
+"""Columns that tell the points of one architecture apart; what else differs is averaged."""
 
 COLOURS: Mapping[str, str] = {
     "ReLU": "#0072B2",
@@ -84,7 +84,7 @@ def frontier(
         high = rows[f"{y}_high"] if f"{y}_high" in rows else rows[y]
         points = (
             rows.assign(low=low, high=high)
-            .groupby(SETTING, sort=False)
+            .groupby(SETTING, sort=False, dropna=False)
             .agg(x=(x, "mean"), y=(y, "mean"), low=("low", "min"), high=("high", "max"))
             .sort_values("x")
         )
@@ -120,13 +120,13 @@ def frequency_histogram(
     """Histograms of log10 firing frequency, one outline a row of `table` (dark: large L0).
 
     Counts of latents on a logarithmic axis; latents that never fired have no logarithm and are left
-    out. Dashed lines mark 1% and 10%.
+    out, those below 1e-5 are in the first bin. Dashed lines mark 1% and 10%.
     """
     rows = table.merge(frequencies, on=["arm", "eval_set"]).sort_values("l0")
     edges = np.linspace(-5, 0, bins + 1)
     for shade, (_, row) in zip(np.linspace(0.3, 1, len(rows)), rows.iterrows(), strict=True):
         fired = np.asarray(row["frequency"])
-        counts, _ = np.histogram(np.log10(fired[fired > 0]), edges)
+        counts, _ = np.histogram(np.log10(fired[fired > 0]).clip(edges[0], edges[-1]), edges)
         axes.stairs(
             counts,
             edges,

@@ -22,6 +22,8 @@ class Recipe(Component):
         lr_decay: steps of a linear fall to zero at the end.
         penalty_warmup: steps of a linear rise of the penalty's coefficient.
         clip: largest norm of the gradient over all parameters; None: no clipping.
+        centre: start b_dec at the mean of the first batch instead of zero, so that a short run does
+            not spend its steps on the mean.
         data_seed: draws the order of the data.
         autocast: matrix products in bfloat16, parameters and thresholds in float32.
         compile: run the loss through `torch.compile`.
@@ -40,6 +42,7 @@ class Recipe(Component):
     lr_decay: int = 0
     penalty_warmup: int = 10_000
     clip: float | None = None
+    centre: bool = False
     data_seed: int = 0
     autocast: bool = False
     compile: bool = False

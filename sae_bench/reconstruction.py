@@ -46,15 +46,16 @@ class Meter:
         self._norm = self._inner = 0.0
 
     def add(self, x: Float[Tensor, "batch d_in"]) -> None:
-        """Measures one chunk of raw rows."""
-        f = self._sae.encode(x)
-        x_hat = self._sae.decode(f)
+        """Measures one chunk of raw rows, wherever and in whatever precision the SAE lives."""
+        f = self._sae.encode(x.to(self._sae.W_dec))
+        x = x.double()
+        x_hat = self._sae.decode(f).to(x)
         on = f > 0
         self._fired += on.sum(0).cpu()
         self._l0.append(on.sum(1).cpu().numpy())
-        self._error.append((x - x_hat).double().square().sum(1).cpu().numpy())
-        self._norm += x_hat.double().square().sum().item()
-        self._inner += (x_hat.double() * x.double()).sum().item()
+        self._error.append((x - x_hat).square().sum(1).cpu().numpy())
+        self._norm += x_hat.square().sum().item()
+        self._inner += (x_hat * x).sum().item()
 
     def result(self, moments: Moments, documents: Int[np.ndarray, " rows"]) -> dict[str, Any]:
         """The metrics, by column name; see `measure`."""
@@ -84,20 +85,20 @@ class Meter:
 def measure(
     saes: Sequence[SparseAutoencoder], cache: ActivationCache, chunk: int = 2048
 ) -> list[dict[str, Any]]:
-    """Reconstruction metrics of SAEs that take raw activations; each chunk is read once for all.
+    """Reconstruction metrics of SAEs that take raw activations, in the mode they are in; each chunk
+    is read once for all.
 
     tokens: rows measured, special positions excluded by the cache. l0: mean count of f > 0, and
     l0_std its standard deviation over tokens. fvu: sum of squared errors / sum of squared
     deviations from the evaluation set's mean (two passes; predicting that mean gives exactly 1),
     with a 95% interval from a bootstrap over documents (fvu_low, fvu_high; over rows, for a tensor
-    whose documents are unknown). gamma: relative
-    reconstruction bias E||x_hat||^2 / E[x_hat . x] (arXiv 2404.16014). dead: share of latents that
+    whose documents are unknown). gamma: relative reconstruction bias E||x_hat||^2 / E[x_hat . x] (arXiv 2404.16014). dead: share of latents that
     never fired in `tokens` tokens. above_1pct, above_10pct: share of latents that fire on more
     than that share of tokens. l0_share_above_10pct: share of L0 carried by the latter. frequency:
     (d_sae,) share of tokens on which each latent fires.
     """
     moments = Moments.of(cache, chunk)
-    meters = [Meter(sae.eval()) for sae in saes]
+    meters = [Meter(sae) for sae in saes]
     chunks = -(-cache.rows // chunk)
     for x in tqdm(cache.chunks(chunk), total=chunks, desc="measuring", disable=None, leave=False):
         for meter in meters:

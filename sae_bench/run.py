@@ -8,11 +8,11 @@ import torch
 
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
-from sae_bench.components import from_record
+from sae_bench.components import Component, from_record
 from sae_bench.contexts import ContextPolicy
 from sae_bench.devices import default_device
 from sae_bench.errors import InputError
-from sae_bench.evaluate import LM_TOKENS, evaluate
+from sae_bench.evaluate import LM_TOKENS, evaluate, language_models
 from sae_bench.models import LanguageModel
 from sae_bench.source import ActivationSource
 from sae_bench.store import RunFolder
@@ -28,6 +28,7 @@ def run(
     device: str | torch.device | None = None,
     lm_tokens: int = LM_TOKENS,
     language_model: LanguageModel | None = None,
+    data: Component | None = None,
 ) -> pd.DataFrame:
     """Trains every arm on one shared source, evaluates it, and returns one row for each arm and
     evaluation set.
@@ -44,10 +45,12 @@ def run(
         device: where to train; None: the accelerator if there is one.
         lm_tokens: tokens of the language-model evaluation; 0 leaves it out.
         language_model: the model, if it is at hand; else the cache's own is loaded.
+        data: what `train` was built from, if someone described it; kept with the run.
 
     Raises:
         InputError: no arms, the same arm twice, fewer tokens than one batch, no evaluation data, a
-            folder that holds another grid. Nothing has been trained then.
+            language model that cannot be found again, a folder that holds another grid. Nothing
+            has been trained or written then.
     """
     arms = list(arms)
     sets = _evaluation_sets(train, evaluate)
@@ -57,25 +60,29 @@ def run(
         "train": train.record(),
         "evaluate": {name: cache.record() for name, cache in sets.items()},
         "lm_tokens": lm_tokens,
+        "data": data,
     }
-    folder = RunFolder.start(out, arms, inputs)
-    meaningful = [arm for arm in arms if arm.objection is None]
-    missing = [arm for arm in meaningful if not folder.is_trained(arm)]
+    common = _common(train)
+    folder = RunFolder(Path(out))
+    folder.check(arms, inputs)
+    ahead = [arm for arm in arms if arm.objection is None and not folder.is_evaluated(arm)]
+    if ahead:
+        language_models(sets, lm_tokens, language_model)
+    folder.start(arms, inputs)
+    missing = [arm for arm in ahead if not folder.is_trained(arm)]
     if missing:
         source = train.placed(device) if isinstance(train, ActivationCache) else train
         train_arms(
             missing, source, device=device, finished=lambda ended: folder.keep(ended, train.scale)
         )
-    unmeasured = [
-        arm for arm in meaningful if folder.is_trained(arm) and not folder.is_evaluated(arm)
-    ]
+    unmeasured = [arm for arm in ahead if folder.is_trained(arm)]
     if unmeasured:
         saes = [folder.sae(arm, device) for arm in unmeasured]
         placed = {name: cache.placed(device) for name, cache in sets.items()}
         rows = _evaluate(saes, placed, lm_tokens=lm_tokens, language_model=language_model)
         for index, arm in enumerate(unmeasured):
             folder.keep_evaluation(arm, rows[rows["sae"] == index].drop(columns="sae"))
-    return folder.finish(arms, _common(train))
+    return folder.finish(arms, common)
 
 
 _evaluate = evaluate  # the argument of `run` of the same name hides it there
@@ -105,16 +112,12 @@ def _evaluation_sets(
 def _check(arms: list[Arm], train: ActivationSource) -> None:
     if not arms:
         raise InputError("run: no arms were given")
-    seen: dict[str, Arm] = {}
+    seen: set[str] = set()
     for arm in arms:
         if arm.key in seen:
             raise InputError(f"run: the same arm is given twice ({arm.key})")
-        seen[arm.key] = arm
-        if isinstance(train, ActivationCache) and train.rows < arm.recipe.batch_size:
-            raise InputError(
-                f"run: the cache holds {train.rows} tokens, fewer than one batch of "
-                f"{arm.recipe.batch_size}; cache more tokens or lower batch_size"
-            )
+        seen.add(arm.key)
+        train.batches(arm.recipe.batch_size, arm.recipe.data_seed)  # refuses what it cannot give
 
 
 def _common(train: ActivationSource) -> dict[str, object]:

@@ -64,7 +64,7 @@ def splice(
     tokens: int,
     batch_tokens: int = 1024,
 ) -> list[dict[str, Any]]:
-    """Language-model metrics of SAEs that take raw activations.
+    """Language-model metrics of SAEs that take raw activations, in the mode they are in.
 
     The model runs up to the site once a batch; only the rest runs once for each SAE. Special
     positions keep their original activations and are not scored.
@@ -109,7 +109,7 @@ def splice(
 
 def _reconstruct(sae: SparseAutoencoder, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
     """x_hat, wherever and in whatever precision the SAE lives."""
-    return sae(rows.to(sae.W_dec.device, sae.W_dec.dtype)).to(rows.device)
+    return sae(rows.to(sae.W_dec)).to(rows.device)
 
 
 def _result(

@@ -9,9 +9,10 @@ Every file is written under another name first and renamed, and arm.json last: a
 trained again, an arm with it never.
 """
 
+import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,20 @@ from sae_bench.train import Trained
 
 VERSION = 1
 TRAINED, FAILED, SKIPPED = "trained", "failed", "skipped"
+MEASURED = (
+    "eval_set",
+    "tokens",
+    "l0",
+    "fvu",
+    "delta_lm_loss",
+    "loss_recovered",
+    "gamma",
+    "dead",
+    "above_1pct",
+    "above_10pct",
+    "l0_share_above_10pct",
+)
+"""Columns that every table has, empty where nothing was measured."""
 
 
 def environment() -> dict[str, Any]:
@@ -54,43 +69,49 @@ class RunFolder:
 
     path: Path
 
-    @classmethod
-    def start(cls, path: str | Path, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> "RunFolder":
-        """Makes the folder, or finds the one that an earlier run of the same grid left: its
-        finished arms are kept, further arms may be added.
+    @property
+    def _specification(self) -> Path:
+        return self.path / "grid.json"
+
+    def check(self, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> None:
+        """Whether this grid can go here; writes nothing. An empty folder can take it, and so can
+        the folder of an earlier run of the same arms, or of some of them, on the same inputs.
+
+        Args:
+            arms: the whole grid.
+            inputs: what is known of its data by name, JSON-ready; None for what is not known.
 
         Raises:
-            InputError: the folder cannot be written, or holds another grid.
+            InputError: the folder cannot be written, or holds something else.
         """
-        path = Path(path)
-        wanted = {arm.key: arm.record() for arm in arms}
-        specification = path / "grid.json"
-        if specification.exists():
-            found = read_json(specification)
-            if found.get("version") != VERSION or digest(found["inputs"]) != digest(inputs):
-                what = "another grid (its data or evaluation sets differ)"
-            elif others := set(found["arms"]) - set(wanted):
-                what = f"another grid ({len(others)} of its arms are not in this one)"
-            else:
-                what = ""
-            if what:
-                raise InputError(f"{path}: holds {what}; choose another folder or remove it")
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path}: exists and is not a run folder; choose another one")
+        if self._specification.exists():
+            if reason := _difference(read_json(self._specification), arms, inputs):
+                raise InputError(
+                    f"{self.path}: holds another grid ({reason}); choose another folder or remove it"
+                )
+        elif self.path.is_file() or (self.path.is_dir() and any(_entries(self.path))):
+            raise InputError(f"{self.path}: exists and is not a run folder; choose another one")
+        ancestor = next(place for place in (self.path, *self.path.parents) if place.exists())
+        if not (ancestor.is_dir() and os.access(ancestor, os.W_OK)):
+            raise InputError(f"{self.path}: cannot be written; choose another folder")
+
+    def start(self, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> None:
+        """Makes the folder, once `check` has passed, and writes down what will be in it.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        specification = {
+            "version": VERSION,
+            "inputs": inputs,
+            "arms": {arm.key: arm.record() for arm in arms},
+            "environment": environment(),
+        }
         try:
-            (path / "arms").mkdir(parents=True, exist_ok=True)
-            write_json(
-                specification,
-                {
-                    "version": VERSION,
-                    "inputs": inputs,
-                    "arms": wanted,
-                    "environment": environment(),
-                },
-            )
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self._specification, specification)
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-        return cls(path)
+            raise InputError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def _of(self, arm: Arm) -> Path:
         return self.path / "arms" / arm.key
@@ -133,7 +154,8 @@ class RunFolder:
     def finish(self, arms: Sequence[Arm], common: Mapping[str, Any]) -> pd.DataFrame:
         """Gathers all arms into the final table, writes it, and returns it.
 
-        Skipped and failed arms have one row each, with their reason and no metrics.
+        Skipped and failed arms have one row each, with their reason and no metrics. The columns
+        of `MEASURED` are always there.
         """
         rows: list[dict[str, Any]] = []
         for arm in arms:
@@ -146,10 +168,27 @@ class RunFolder:
                 metrics = pd.read_parquet(evaluation).to_dict("records")
             rows.extend({**base, **row} for row in metrics)
         table = pd.DataFrame(rows)
-        if "frequency" in table:
-            kept = table.dropna(subset="frequency")
-            write_table(self.path / "frequencies.parquet", kept[["arm", "eval_set", "frequency"]])
-            table = table.drop(columns="frequency")
+        table = table.reindex(columns=list(dict.fromkeys([*table, *MEASURED, "frequency"])))
+        kept = table[table["frequency"].notna()]
+        write_table(self.path / "frequencies.parquet", kept[["arm", "eval_set", "frequency"]])
+        table = table.drop(columns="frequency")
         write_table(self.path / "table.parquet", table)
         write_table(self.path / "table.csv", table)
         return table
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """What a folder holds, except files that a killed process left half-written."""
+    return (entry for entry in folder.iterdir() if entry.suffix != ".partial")
+
+
+def _difference(found: Any, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> str | None:
+    """Why the grid in a folder's specification is another one, or None."""
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        return "of another version"
+    for name, value in inputs.items():
+        held = found["inputs"].get(name)
+        if value is not None and held is not None and digest(value) != digest(held):
+            return f"its {name} differs"
+    others = set(found["arms"]) - {arm.key for arm in arms}
+    return f"{len(others)} of its arms are not in this one" if others else None

@@ -74,6 +74,7 @@ class ActivationStream(ActivationSource):
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         source = resolve_text(text)
+        next(source.documents())  # a mistake shows before the model is loaded
         if not isinstance(model, LanguageModel):
             model = LanguageModel.load(
                 model, dtype=model_dtype, device=device, trust_remote_code=trust_remote_code

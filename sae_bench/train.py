@@ -62,6 +62,8 @@ class Trainee:
     def step(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
         """One optimiser step on a normalised batch; `index` counts from 0."""
         recipe = self.recipe
+        if index == 0 and recipe.centre:
+            self.sae.b_dec.data.copy_(x.mean(0))
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * recipe.lr_factor(index)
         self._optimiser.zero_grad(set_to_none=True)

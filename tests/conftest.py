@@ -2,4 +2,6 @@
 
 from jaxtyping import install_import_hook
 
+import tests.checked  # noqa: F401 (the hook looks it up in the package without importing it)
+
 install_import_hook(["sae_bench", "architectures", "ablations"], "tests.checked.checked")
