@@ -92,10 +92,11 @@ def measure(
     l0_std its standard deviation over tokens. fvu: sum of squared errors / sum of squared
     deviations from the evaluation set's mean (two passes; predicting that mean gives exactly 1),
     with a 95% interval from a bootstrap over documents (fvu_low, fvu_high; over rows, for a tensor
-    whose documents are unknown). gamma: relative reconstruction bias E||x_hat||^2 / E[x_hat . x] (arXiv 2404.16014). dead: share of latents that
-    never fired in `tokens` tokens. above_1pct, above_10pct: share of latents that fire on more
-    than that share of tokens. l0_share_above_10pct: share of L0 carried by the latter. frequency:
-    (d_sae,) share of tokens on which each latent fires.
+    whose documents are unknown). gamma: relative reconstruction bias
+    E||x_hat||^2 / E[x_hat . x] (arXiv 2404.16014). dead: share of latents that never fired in
+    `tokens` tokens. above_1pct, above_10pct: share of latents that fire on more than that share of
+    tokens. l0_share_above_10pct: share of L0 carried by the latter. frequency: (d_sae,) share of
+    tokens on which each latent fires.
     """
     moments = Moments.of(cache, chunk)
     meters = [Meter(sae) for sae in saes]

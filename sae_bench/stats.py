@@ -18,6 +18,7 @@ def sums_by(
 def bootstrap_ratio(
     numerator: Float[np.ndarray, " documents"],
     denominator: Float[np.ndarray, " documents"],
+    *,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile interval (95%) of sum(numerator) / sum(denominator) over resampled documents.

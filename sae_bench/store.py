@@ -87,7 +87,7 @@ class RunFolder:
         if self._specification.exists():
             if reason := _difference(read_json(self._specification), arms, inputs):
                 raise InputError(
-                    f"{self.path}: holds another grid ({reason}); choose another folder or remove it"
+                    f"{self.path}: holds another grid ({reason}); choose another folder"
                 )
         elif self.path.is_file() or (self.path.is_dir() and any(_entries(self.path))):
             raise InputError(f"{self.path}: exists and is not a run folder; choose another one")
