@@ -1,5 +1,6 @@
 """TopK SAE with the AuxK loss (Gao et al. 2024, arXiv 2406.04093)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class AuxK(Component):
     dead_after: int = 10_000_000
 
     def __post_init__(self) -> None:
-        if self.k < 0 or self.coefficient < 0 or self.dead_after < 1:
+        if not (self.k >= 0 and 0 <= self.coefficient < math.inf and self.dead_after >= 1):
             raise InputError(f"{self.label}: k, coefficient >= 0 and dead_after >= 1 are needed")
 
     def value(

@@ -4,6 +4,7 @@ An activation holds no tensors. Those it needs (a threshold) it declares in `par
 owns them and hands them back as `own`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -81,7 +82,7 @@ class ThresholdForm(Component):
     """How a threshold is parametrised, and where it starts (in units of pre).
 
     Raises:
-        InputError: the start is not positive (not >= 0 for a raw threshold).
+        InputError: the start is not a positive number (>= 0 for a raw threshold).
     """
 
     start: float = 1e-3
@@ -112,8 +113,8 @@ class RawThreshold(ThresholdForm):
     name = "raw_threshold"
 
     def __post_init__(self) -> None:
-        if not self.start >= 0:
-            raise InputError(f"RawThreshold: start must not be negative, got {self.start}")
+        if not 0 <= self.start < math.inf:
+            raise InputError(f"RawThreshold: start must be a number >= 0, got {self.start}")
 
     def initial(self, d_sae: int) -> Float[Tensor, " d_sae"]:
         """theta_0 everywhere."""
@@ -140,8 +141,8 @@ class LogThreshold(ThresholdForm):
     name = "log_threshold"
 
     def __post_init__(self) -> None:
-        if not self.start > 0:
-            raise InputError(f"LogThreshold: start must be positive, got {self.start}")
+        if not 0 < self.start < math.inf:
+            raise InputError(f"LogThreshold: start must be a positive number, got {self.start}")
 
     def initial(self, d_sae: int) -> Float[Tensor, " d_sae"]:
         """log theta_0 everywhere."""
@@ -153,7 +154,7 @@ class LogThreshold(ThresholdForm):
 
     def fold_(self, parameter: Float[Tensor, " d_sae"], s: float) -> None:
         """log theta + log s."""
-        parameter.add_(torch.tensor(s, dtype=torch.float64).log().item())
+        parameter.add_(math.log(s))
 
 
 @dataclass(frozen=True)
@@ -190,14 +191,14 @@ class TopK(Activation):
     """Keeps the k largest pre-activations of each token, then ReLU (arXiv 2406.04093).
 
     Raises:
-        InputError: k < 1; k > d_sae when an SAE is built.
+        InputError: k is no positive integer; k > d_sae when an SAE is built.
     """
 
     k: int = 64
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError(f"TopK: k must be at least 1, got {self.k}")
+        if not (isinstance(self.k, int) and self.k >= 1):
+            raise InputError(f"TopK: k must be a positive integer, got {self.k}")
 
     def parameters(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
         """None; checks that k latents exist."""

@@ -41,6 +41,8 @@ class Arm:
             raise InputError(
                 f"{self.name}: d_sae must be a positive integer, got {self.d_sae!r:.40}"
             )
+        if not isinstance(self.seed, int):
+            raise InputError(f"{self.name}: seed must be an integer, got {self.seed!r:.40}")
         if not isinstance(self.recipe, Recipe):
             raise InputError(f"{self.name}: recipe must be a Recipe, got {self.recipe!r:.40}")
         object.__setattr__(self, "slots", MappingProxyType(self.architecture.resolve(self.slots)))

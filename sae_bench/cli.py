@@ -12,7 +12,6 @@ import pandas as pd
 from sae_bench import ablation, plots
 from sae_bench.cache import ActivationCache
 from sae_bench.contexts import Packed, PerDocument
-from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 from sae_bench.registry import architectures
 from sae_bench.run import run
@@ -84,7 +83,6 @@ def _run(arguments: argparse.Namespace) -> None:
         for arm in arms:
             print(arm.key, arm.objection or "")
         return
-    default_device(arguments.device)
     RunFolder(arguments.out).check(arms, {"data": preset.data})
     table = run(
         arms,

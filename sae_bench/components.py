@@ -89,7 +89,7 @@ def from_record(base: type[C], record: Any, where: str = "record") -> C:
         where: name of the file or key, for error messages.
 
     Raises:
-        InputError: the class is unknown or not a `base`, or a field is missing or unknown.
+        InputError: the class is unknown or not a `base`, or a field is missing, unknown or wrong.
     """
     if not isinstance(record, Mapping) or not isinstance(record.get("class"), str):
         raise InputError(f"{where}: expected the record of a {base.__name__}, got {record!r:.80}")
@@ -100,8 +100,11 @@ def from_record(base: type[C], record: Any, where: str = "record") -> C:
         raise InputError(
             f"{where}: {cls.__name__} has no field {unknown[0]!r} (it has {sorted(names)})"
         )
+    values = {key: _from_plain(value, f"{where}.{key}") for key, value in given.items()}
     try:
-        return cls(**{key: _from_plain(value, f"{where}.{key}") for key, value in given.items()})
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     except TypeError as error:
         raise InputError(f"{where}: {cls.__name__}: {error}") from None
 
@@ -122,7 +125,7 @@ def subclasses(base: type[T]) -> Iterator[type[T]]:
 
 
 def find_class(base: type[T], name: str, where: str = "registry") -> type[T]:
-    """The subclass of `base` called `name`.
+    """The class called `name` among `base` and its subclasses.
 
     A class that was defined again at the same place (a notebook cell run twice) replaces its
     older self; two different classes under one name are an error.
@@ -130,13 +133,11 @@ def find_class(base: type[T], name: str, where: str = "registry") -> type[T]:
     Raises:
         InputError: no class or more than one class has that name.
     """
-    found = {
-        (cls.__module__, cls.__qualname__): cls for cls in subclasses(base) if cls.__name__ == name
-    }
+    candidates = [base, *subclasses(base)]
+    found = {(cls.__module__, cls.__qualname__): cls for cls in candidates if cls.__name__ == name}
     if not found:
-        known = sorted(
-            {cls.__name__ for cls in subclasses(base) if not cls.__name__.startswith("_")}
-        )
+        shown = candidates[1:] or candidates
+        known = sorted({cls.__name__ for cls in shown if not cls.__name__.startswith("_")})
         raise InputError(
             f"{where}: unknown {base.__name__} {name!r}; known: {', '.join(known)} "
             "(import the module that defines yours first)"

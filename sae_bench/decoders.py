@@ -1,5 +1,6 @@
 """Decoder constraints: how rows of W_dec start and what training may do to their norms."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.components import Component
+from sae_bench.errors import InputError
 
 
 def _directions(d_sae: int, d_in: int, generator: torch.Generator) -> Float[Tensor, "d_sae d_in"]:
@@ -58,9 +60,17 @@ class UnitRows(Decoder):
 
 @dataclass(frozen=True)
 class FreeRows(Decoder):
-    """Rows of any norm; for penalties that weigh codes by it (RI-L1)."""
+    """Rows of any norm; for penalties that weigh codes by it (RI-L1).
+
+    Raises:
+        InputError: the initial norm is not a positive number.
+    """
 
     norm: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.norm < math.inf:
+            raise InputError(f"FreeRows: norm must be a positive number, got {self.norm}")
 
     def initial(
         self, d_sae: int, d_in: int, generator: torch.Generator

@@ -1,5 +1,6 @@
 """Writing so that a reader sees the old file or the new one, never half of one."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -13,12 +14,25 @@ from sae_bench.errors import InputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a file under another name in the same folder, then renames it."""
+    """Lets `write` fill a file under another name in the same folder, then renames it.
+
+    Raises:
+        InputError: the disk is full; nothing is left behind.
+    """
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{path}: the disk is full; free some space and run again (what is finished is kept)"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -26,7 +26,7 @@ class Kernel(Component):
     standard deviation of the window is bandwidth * sqrt(variance).
 
     Raises:
-        InputError: the bandwidth is not positive.
+        InputError: the bandwidth is not a positive number.
     """
 
     bandwidth: float = 1e-3
@@ -38,7 +38,7 @@ class Kernel(Component):
     support: ClassVar[float]
 
     def __post_init__(self) -> None:
-        if not self.bandwidth > 0:
+        if not 0 < self.bandwidth < math.inf:
             raise InputError(
                 f"{type(self).__name__}: the bandwidth must be positive, got {self.bandwidth}"
             )

@@ -12,15 +12,24 @@ from sae_bench.files import read_json
 from sae_bench.registry import architecture
 from sae_bench.sae import CONFIG, FORMAT, VERSION, WEIGHTS, SparseAutoencoder
 
-KEYS = {"format", "version", "architecture", "d_in", "d_sae", "seed", "slots", "provenance"}
+KEYS = {
+    "format": str,
+    "version": int,
+    "architecture": str,
+    "d_in": int,
+    "d_sae": int,
+    "seed": int,
+    "slots": dict,
+    "provenance": dict,
+}
 
 
 def load_sae(folder: str | Path, device: torch.device | str = "cpu") -> SparseAutoencoder:
     """Reads what `SparseAutoencoder.save` wrote; the SAE takes raw activations.
 
     Raises:
-        InputError: not such a folder, unknown architecture or key, missing or misshapen tensor,
-            values that are not finite. The message names file and key.
+        InputError: not such a folder, unknown architecture or key, value of the wrong type, missing
+            or misshapen tensor, numbers that are not finite. The message names file and key.
     """
     folder = Path(folder)
     path = folder / CONFIG
@@ -29,9 +38,12 @@ def load_sae(folder: str | Path, device: torch.device | str = "cpu") -> SparseAu
         raise InputError(f"{path}: not the config of an SAE saved by this library")
     if config.get("version") != VERSION:
         raise InputError(f"{path}: version {config.get('version')!r}, this library reads {VERSION}")
-    if wrong := sorted(set(config) ^ KEYS):
+    if wrong := sorted(set(config) ^ set(KEYS)):
         kind = "unknown" if wrong[0] in config else "missing"
         raise InputError(f"{path}: {kind} key {wrong[0]!r}")
+    for key, kind in KEYS.items():
+        if not isinstance(config[key], kind):
+            raise InputError(f"{path}.{key}: expected {kind.__name__}, got {config[key]!r:.60}")
     cls = architecture(config["architecture"], f"{path}.architecture")
     slots = {
         name: from_record(Component, value, f"{path}.slots.{name}")
@@ -64,7 +76,11 @@ def _load_tensors(sae: SparseAutoencoder, path: Path) -> None:
                 f"{path}: {name!r} has shape {tuple(value.shape)}, "
                 f"expected {tuple(expected[name].shape)}"
             )
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(
+                f"{path}: {name!r} is {value.dtype}, expected a type like {expected[name].dtype}"
+            )
+        if not value.isfinite().all():
             raise InputError(f"{path}: {name!r} has values that are not finite")
-    sae.to(tensors["W_dec"].dtype)
-    sae.load_state_dict(tensors)
+    # In the types that were stored; copied, since the tensors read are windows into the file.
+    sae.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)

@@ -4,6 +4,7 @@ Units: training normalises activations to E||x||^2 = 1, and coefficients belong 
 `sum` below runs over latents, d_i is row i of W_dec.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ class Penalty(Component):
     """Base of all penalties: `coefficient` times `value`.
 
     Raises:
-        InputError: a negative coefficient.
+        InputError: the coefficient is negative, another field not positive.
     """
 
     coefficient: float
@@ -28,12 +29,20 @@ class Penalty(Component):
     through_step: ClassVar[bool] = False
     """Whether the gradient arrives through the step function (and so needs a pseudo-derivative)."""
 
+    positive: ClassVar[tuple[str, ...]] = ()
+    """Fields that must be positive numbers."""
+
     def __post_init__(self) -> None:
-        if not self.coefficient >= 0:
+        name = type(self).__name__
+        if not 0 <= self.coefficient < math.inf:
             raise InputError(
-                f"{type(self).__name__}: the coefficient must not be negative, "
-                f"got {self.coefficient}"
+                f"{name}: the coefficient must be a number >= 0, got {self.coefficient}"
             )
+        for field in self.positive:
+            if not 0 < getattr(self, field) < math.inf:
+                raise InputError(
+                    f"{name}: {field} must be a positive number, got {getattr(self, field)}"
+                )
 
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """The penalty with coefficient 1: a scalar, averaged over the batch."""
@@ -75,7 +84,7 @@ class RIL1(Penalty):
 
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """Mean over the batch of sum f_i ||d_i||."""
-        return (latents.f.sum(0) @ W_dec.norm(dim=1)) / len(latents.f)
+        return (latents.f.sum(0) * W_dec.norm(dim=1)).sum() / len(latents.f)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class TargetL0(Penalty):
     target: float = 64.0
 
     units: ClassVar = {"coefficient": 2}
+    positive = ("target",)
     through_step = True
 
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
@@ -114,6 +124,7 @@ class TargetMeanL0(Penalty):
     target: float = 64.0
 
     units: ClassVar = {"coefficient": 2}
+    positive = ("target",)
     through_step = True
 
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
@@ -129,6 +140,7 @@ class Tanh(Penalty):
     c: float = 96.0
 
     units: ClassVar = {"coefficient": 2, "c": -1}
+    positive = ("c",)
 
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """Mean over the batch of sum tanh(c f_i ||d_i||)."""
@@ -143,6 +155,7 @@ class QuadraticFrequency(Penalty):
     w: float = 0.1
 
     units: ClassVar = {"coefficient": 2}
+    positive = ("w",)
     through_step = True
 
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:

@@ -76,10 +76,10 @@ def frontier(
     evaluation where the table has them (columns `<y>_low`, `<y>_high`). Values that have no place
     on a logarithmic axis are left out and counted in the corner.
     """
-    measured = table.dropna(subset=[x, y]) if {x, y} <= set(table) else table.iloc[:0]
+    measured = table.dropna(subset=[x, y])
     shown = measured[(measured[y] > 0) & (measured[x] > 0)]
-    palette = colours(list(dict.fromkeys(table[by])))
-    for name, rows in shown.groupby(by, sort=False):
+    palette = colours(list(table[by].astype(str)))
+    for name, rows in shown.groupby(shown[by].astype(str), sort=False):
         low = rows[f"{y}_low"] if f"{y}_low" in rows else rows[y]
         high = rows[f"{y}_high"] if f"{y}_high" in rows else rows[y]
         points = (
@@ -93,13 +93,13 @@ def frontier(
             points["x"],
             points["y"],
             yerr=np.minimum(bars, [points["y"] * 0.999, np.full(len(points), np.inf)]),
-            color=palette[str(name)],
-            marker=MARKERS.get(str(name), "o"),
+            color=palette[name],
+            marker=MARKERS.get(name, "o"),
             markersize=4,
             linewidth=1.2,
             elinewidth=0.8,
             capsize=1.5,
-            label=str(name),
+            label=name,
         )
     axes.set(xscale="log", yscale="log", xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
     for axis in (axes.xaxis, axes.yaxis):
@@ -148,11 +148,11 @@ def comparison(table: pd.DataFrame, frequencies: pd.DataFrame) -> dict[str, Figu
     histograms with one panel an architecture."""
     drawn = {}
     for name in ("fvu", "delta_lm_loss"):
-        if name in table and table[name].notna().any():
+        if table[name].notna().any():
             drawn[f"{name}_vs_l0"] = figure()
             axes = frontier(table, drawn[f"{name}_vs_l0"].axes[0], y=name)
-            axes.legend()
-    trained = table.dropna(subset=["l0"]) if "l0" in table else table.iloc[:0]
+            axes.legend(*axes.get_legend_handles_labels())
+    trained = table.dropna(subset=["l0"])
     architectures = list(dict.fromkeys(trained["architecture"]))
     if architectures:
         rows = -(-len(architectures) // 2)

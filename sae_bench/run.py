@@ -128,5 +128,4 @@ def _common(train: ActivationSource) -> dict[str, object]:
         "model": model["name"] if model else record.get("name", ""),
         "site": record.get("site", ""),
         "train_context": from_record(ContextPolicy, context).label if context else "",  # type: ignore[type-abstract]
-        "activation_scale": train.scale,
     }

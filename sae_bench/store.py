@@ -31,6 +31,7 @@ from sae_bench.train import Trained
 
 VERSION = 1
 TRAINED, FAILED, SKIPPED = "trained", "failed", "skipped"
+ENDED = ("status", "reason", "activation_scale", "seconds")
 MEASURED = (
     "eval_set",
     "tokens",
@@ -136,7 +137,12 @@ class RunFolder:
             provenance = {"arm": arm.record(), "activation_scale": scale}
             trained.sae.fold_(scale).save(folder / "sae", provenance)
         status = TRAINED if trained.reason is None else FAILED
-        outcome = {"status": status, "reason": trained.reason or "", "seconds": trained.seconds}
+        outcome = {
+            "status": status,
+            "reason": trained.reason or "",
+            "activation_scale": scale,
+            "seconds": trained.seconds,
+        }
         write_json(folder / "arm.json", {**outcome, **arm.record()})
 
     def sae(self, arm: Arm, device: torch.device | str = "cpu") -> SparseAutoencoder:
@@ -160,7 +166,7 @@ class RunFolder:
         rows: list[dict[str, Any]] = []
         for arm in arms:
             outcome = self.outcome(arm) or {"status": SKIPPED, "reason": arm.objection or ""}
-            ended = {name: outcome.get(name) for name in ("status", "reason", "seconds")}
+            ended = {name: outcome.get(name) for name in ENDED}
             base = {**arm.columns(), **common, **ended}
             evaluation = self._of(arm) / "evaluation.parquet"
             metrics: list[dict[str, Any]] = [{}]
@@ -189,6 +195,6 @@ def _difference(found: Any, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> s
     for name, value in inputs.items():
         held = found["inputs"].get(name)
         if value is not None and held is not None and digest(value) != digest(held):
-            return f"its {name} differs"
+            return f"{name!r} in its grid.json differs"
     others = set(found["arms"]) - {arm.key for arm in arms}
     return f"{len(others)} of its arms are not in this one" if others else None

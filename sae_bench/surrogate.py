@@ -25,6 +25,8 @@ class _Jump(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         grad_f, grad_step = grads
+        if grad_f is None and grad_step is None:
+            return None, None, None
         pre, theta, step = ctx.saved_tensors
         needs_pre, needs_theta, _ = ctx.needs_input_grad
         grad_pre = grad_f * step if grad_f is not None else None

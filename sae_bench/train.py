@@ -83,10 +83,13 @@ class Trainee:
         """Appends one row of history; changes nothing else.
 
         Raises:
-            FloatingPointError: the loss was not finite at some step since the start.
+            FloatingPointError: the loss was not finite at some step since the start, or a parameter
+                is not finite now.
         """
         if not self._finite:
             raise FloatingPointError(f"diverged: loss not finite by step {index + 1}")
+        if not all(parameter.isfinite().all() for parameter in self.sae.parameters()):
+            raise FloatingPointError(f"diverged: parameters not finite by step {index + 1}")
         with torch.no_grad():
             error = (x - loss.reconstruction).square().sum()
             fvu = error / (x - x.mean(0)).square().sum()

@@ -1,0 +1,193 @@
+"""What may go wrong with a saved SAE, and that each mistake is named in one line."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+
+from sae_bench.activations import JumpReLU, RawThreshold
+from sae_bench.errors import InputError
+from sae_bench.files import read_json, write_atomically, write_json
+from sae_bench.loading import load_sae
+from sae_bench.penalties import L0
+from sae_bench.sae import SparseAutoencoder
+from tests.small import small_sae
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved SAE with a threshold."""
+    small_sae(SparseAutoencoder, activation=JumpReLU(RawThreshold(0.2)), penalty=L0(0.1)).save(
+        tmp_path
+    )
+    return tmp_path
+
+
+def refused(folder: Path, file: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_sae(folder)
+    text = str(caught.value)
+    assert text.startswith(str(folder / file)), text
+    assert message in text, text
+    assert "\n" not in text
+
+
+def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load((folder / "sae.safetensors").read_bytes())
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = read_tensors(folder)
+    edit(tensors)
+    save_file(tensors, folder / "sae.safetensors")
+
+
+def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
+    assert isinstance(load_sae(str(folder)), SparseAutoencoder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.update(format="other"), "not the config of an SAE saved by this library"),
+        (lambda c: c.pop("format"), "not the config of an SAE saved by this library"),
+        (lambda c: c.update(version=2), "version 2, this library reads 1"),
+        (lambda c: c.update(extra=1), "unknown key 'extra'"),
+        (lambda c: c.pop("seed"), "missing key 'seed'"),
+        (lambda c: c.update(d_in="6"), ".d_in: expected int, got '6'"),
+        (lambda c: c.update(seed=None), ".seed: expected int, got None"),
+        (lambda c: c.update(slots=[]), ".slots: expected dict, got []"),
+        (lambda c: c.update(d_in=0), "d_in and d_sae must be positive, got 0 and 16"),
+        (lambda c: c.update(architecture="NoSAE"), ".architecture: unknown SparseAutoencoder"),
+        (lambda c: c["slots"].update(colour=1), "unknown argument 'colour'"),
+        (lambda c: c["slots"].update(penalty=1), "penalty must be a Penalty, got 1"),
+        (lambda c: c["slots"]["penalty"].update({"class": "L7"}), ".slots.penalty: unknown"),
+        (lambda c: c["slots"]["penalty"].update(weight=1), ".slots.penalty: L0 has no field"),
+        (lambda c: c["slots"]["penalty"].pop("coefficient"), ".slots.penalty: L0: "),
+        (
+            lambda c: c["slots"]["activation"]["form"].update(start=-1.0),
+            ".slots.activation.form: RawThreshold: start must be a number >= 0, got -1.0",
+        ),
+        (lambda c: c["slots"].update(activation={"class": "ReLU"}), "ReLU has no threshold"),
+    ],
+)
+def test_a_wrong_config_is_named(folder: Path, edit: Any, message: str) -> None:
+    edit_config(folder, edit)
+    refused(folder, "config.json", message)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", pickle.dumps({"format": 1})])
+def test_a_config_that_is_no_json_is_named(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
+    refused(folder, "config.json", "not valid JSON")
+
+
+@pytest.mark.parametrize("value", [[], 3, None, "sae_bench"])
+def test_a_config_of_another_kind_is_named(folder: Path, value: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(value))
+    refused(folder, "config.json", "not the config of an SAE saved by this library")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("b_dec"), "missing tensor 'b_dec' for a SparseAutoencoder"),
+        (lambda t: t.pop("raw_threshold"), "missing tensor 'raw_threshold'"),
+        (lambda t: t.update(bias=torch.zeros(2)), "unknown tensor 'bias' for a SparseAutoencoder"),
+        (
+            lambda t: t.update(W_enc=torch.zeros(16, 6)),
+            "'W_enc' has shape (16, 6), expected (6, 16)",
+        ),
+        (lambda t: t["W_dec"][3].fill_(torch.nan), "'W_dec' has values that are not finite"),
+        (lambda t: t["raw_threshold"][3].fill_(torch.inf), "'raw_threshold' has values that are"),
+        (
+            lambda t: t.update(b_enc=torch.zeros(16, dtype=torch.int64)),
+            "'b_enc' is torch.int64, expected a type like torch.float32",
+        ),
+    ],
+)
+def test_wrong_tensors_are_named(folder: Path, edit: Any, message: str) -> None:
+    edit_tensors(folder, edit)
+    refused(folder, "sae.safetensors", message)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_a_truncated_file_is_named(folder: Path, kept: int) -> None:
+    path = folder / "sae.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    refused(folder, "sae.safetensors", "not a readable safetensors file")
+
+
+class Exploding:
+    """Unpickling it would run code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("unpickled",))
+
+
+def test_nothing_is_unpickled(folder: Path) -> None:
+    tensors = read_tensors(folder)
+    (folder / "sae.safetensors").write_bytes(pickle.dumps([Exploding()]))
+    refused(folder, "sae.safetensors", "not a readable safetensors file")
+    torch.save({**tensors, "more": Exploding()}, folder / "sae.safetensors")
+    refused(folder, "sae.safetensors", "not a readable safetensors file")
+
+
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "config.json", "cannot be read (No such file or directory)")
+    (folder / "sae.safetensors").unlink()
+    refused(folder, "sae.safetensors", "no such file")
+    (folder / "sae.safetensors").mkdir()
+    refused(folder, "sae.safetensors", "not a readable safetensors file")
+    shutil.rmtree(folder / "sae.safetensors")
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    refused(folder, "config.json", "cannot be read (Is a directory)")
+
+
+def test_thresholds_keep_their_precision_beside_narrow_weights(folder: Path) -> None:
+    """Every tensor is loaded in the type that it was stored in."""
+
+    def narrow(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["W_dec"] = tensors["W_dec"].bfloat16()
+
+    edit_tensors(folder, narrow)
+    stored, loaded = read_tensors(folder), load_sae(folder)
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == stored[name].dtype
+        assert torch.equal(tensor, stored[name])
+
+
+def test_a_loaded_sae_is_independent_of_its_file(folder: Path) -> None:
+    loaded, stored = load_sae(folder), read_tensors(folder)
+    path = folder / "sae.safetensors"
+    with path.open("r+b") as file:  # in place, as a copy over the file would
+        file.write(b"\0" * path.stat().st_size)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, stored[name])
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"penalty": L0(0.5), "list": (1, 2)})
+    assert read_json(path) == {"penalty": L0(0.5).record(), "list": [1, 2]}
+
+    def half(partial: Path) -> None:
+        partial.write_text("{")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, half)
+    assert read_json(path)["list"] == [1, 2]

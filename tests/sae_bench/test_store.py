@@ -1,0 +1,153 @@
+"""The folder of a run: what is kept of an arm, and what counts as finished."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from architectures import ReLUSAE
+from sae_bench.arm import Arm, grid
+from sae_bench.errors import InputError
+from sae_bench.penalties import L1
+from sae_bench.store import FAILED, MEASURED, TRAINED, RunFolder
+from sae_bench.train import Trained
+from tests.grids import RECIPE, state_of
+
+ARMS = grid(ReLUSAE, d_sae=6, penalty=[L1(0.1), L1(0.2)], recipe=RECIPE)
+INPUTS = {"train": {"id": "a"}, "lm_tokens": 0, "data": None}
+
+
+def trained(arm: Arm, **changes: Any) -> Trained:
+    return Trained(arm, arm.build(4), history=[{"step": 1, "l0": 2.0}], **changes)
+
+
+def started(path: Path, arms: list[Arm] = ARMS, **changes: Any) -> RunFolder:
+    folder, inputs = RunFolder(path), {**INPUTS, **changes}
+    folder.check(arms, inputs)
+    folder.start(arms, inputs)
+    return folder
+
+
+def row(arm: Arm) -> pd.DataFrame:
+    return pd.DataFrame([{"eval_set": "x", "l0": 1.0, "frequency": [0.5] * arm.d_sae}])
+
+
+def test_checking_writes_nothing(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "a" / "b").check(ARMS, INPUTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_known_must_agree(tmp_path: Path) -> None:
+    started(tmp_path / "run")
+    for known in ({}, {"train": {"id": "a"}}, {"data": {"asked": 1}}, {"train": None}):
+        RunFolder(tmp_path / "run").check(ARMS, known)
+    for other in ({"train": {"id": "b"}}, {"lm_tokens": 1}):
+        with pytest.raises(InputError, match="holds another grid"):
+            RunFolder(tmp_path / "run").check(ARMS, other)
+
+
+def test_a_description_of_the_data_must_agree(tmp_path: Path) -> None:
+    started(tmp_path / "run", data=L1(0.5))  # any component
+    RunFolder(tmp_path / "run").check(ARMS, {"data": L1(0.5)})
+    with pytest.raises(InputError, match=r"'data' in its grid\.json differs"):
+        RunFolder(tmp_path / "run").check(ARMS, {"data": L1(0.6)})
+
+
+def test_arms_may_be_added_but_not_left_out(tmp_path: Path) -> None:
+    started(tmp_path / "run", ARMS[:1])
+    started(tmp_path / "run", ARMS)
+    with pytest.raises(InputError, match="1 of its arms"):
+        started(tmp_path / "run", ARMS[:1])
+
+
+def test_half_written_files_are_not_content(tmp_path: Path) -> None:
+    (tmp_path / "grid.json.partial").write_text("{")
+    assert started(tmp_path).path == tmp_path
+    assert json.loads((tmp_path / "grid.json").read_text())["inputs"] == INPUTS
+
+
+def test_a_trained_arm_is_kept_folded(tmp_path: Path) -> None:
+    folder, (arm, other) = started(tmp_path), ARMS
+    ended = trained(arm)
+    with torch.no_grad():
+        ended.sae.b_dec.copy_(torch.arange(4.0))
+    folder.keep(ended, 3.0)
+    assert folder.outcome(arm)["status"] == TRAINED  # type: ignore[index]
+    assert folder.is_trained(arm)
+    assert not folder.is_evaluated(arm)
+    assert folder.outcome(other) is None
+    assert not folder.is_trained(other)
+    sae = folder.sae(arm)
+    assert sae.b_dec.tolist() == [0, 3, 6, 9]
+    assert state_of(sae) == state_of(ended.sae)
+    config = json.loads((tmp_path / "arms" / arm.key / "sae" / "config.json").read_text())
+    assert config["provenance"]["activation_scale"] == 3.0
+    assert config["provenance"]["arm"] == json.loads(json.dumps(arm.record()))
+
+
+def test_an_arm_without_its_outcome_is_not_trained(tmp_path: Path) -> None:
+    folder, arm = started(tmp_path), ARMS[0]
+    folder.keep(trained(arm), 1.0)
+    (tmp_path / "arms" / arm.key / "arm.json").unlink()
+    assert not folder.is_trained(arm)
+
+
+def test_a_failed_arm_is_kept_without_an_sae(tmp_path: Path) -> None:
+    folder, arm = started(tmp_path), ARMS[0]
+    folder.keep(trained(arm, reason="diverged"), 1.0)
+    assert folder.outcome(arm)["status"] == FAILED  # type: ignore[index]
+    assert not folder.is_trained(arm)
+    with pytest.raises(InputError):
+        folder.sae(arm)
+
+
+def test_training_again_drops_the_old_measurements(tmp_path: Path) -> None:
+    folder, arm = started(tmp_path), ARMS[0]
+    folder.keep(trained(arm), 1.0)
+    folder.keep_evaluation(arm, row(arm))
+    assert folder.is_evaluated(arm)
+    folder.keep(trained(arm), 1.0)
+    assert not folder.is_evaluated(arm)
+
+
+def test_the_table_has_a_row_for_every_arm(tmp_path: Path) -> None:
+    folder, (arm, failed) = started(tmp_path), ARMS
+    folder.keep(trained(arm, seconds=2.5), 1.0)
+    folder.keep_evaluation(arm, row(arm))
+    folder.keep(trained(failed, reason="broke"), 1.0)
+    table = folder.finish(ARMS, {"model": "m"})
+    assert list(table["arm"]) == [arm.key, failed.key]
+    assert list(table["status"]) == [TRAINED, FAILED]
+    assert list(table["reason"]) == ["", "broke"]
+    assert list(table["model"]) == ["m", "m"]
+    assert table["l0"].tolist()[0] == 1.0
+    assert table["seconds"].tolist()[0] == 2.5
+    assert set(MEASURED) <= set(table)
+    assert "frequency" not in table
+    frequencies = pd.read_parquet(tmp_path / "frequencies.parquet")
+    assert frequencies["arm"].tolist() == [arm.key]
+    assert frequencies["frequency"][0].tolist() == [0.5] * 6
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_full_disk_while_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sae_bench.files.os.fsync", full)
+    with pytest.raises(InputError, match=r"grid\.json: the disk is full"):
+        started(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_disk_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("sae_bench.files.os.fsync", broken)
+    with pytest.raises(InputError, match=r"cannot be written \(Read-only file system\)"):
+        started(tmp_path / "run")
