@@ -13,8 +13,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 quickstart: $(VENV)/installed  ## train and compare four architectures on a real language model
 	$(BIN)/sae-bench run quickstart
 
-test: $(VENV)/installed  ## all tests
-	$(BIN)/pytest
+test: $(VENV)/installed  ## all tests, on two processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 check: $(VENV)/installed  ## formatter, linter, type checker, layer contracts
 	$(BIN)/ruff format --check .

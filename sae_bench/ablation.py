@@ -26,6 +26,7 @@ from sae_bench.components import Component
 from sae_bench.contexts import ContextPolicy, Packed
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS
+from sae_bench.files import write_table
 from sae_bench.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -100,13 +101,43 @@ class Results:
             InputError: the folder holds no finished run.
         """
         folder = Path(folder)
+        return cls._read(folder / "table.parquet", folder / "frequencies.parquet")
+
+    @classmethod
+    def published(cls, name: str, root: Path) -> "Results":
+        """Reads what `publish` wrote under the same name.
+
+        Raises:
+            InputError: nothing was published under that name.
+        """
+        return cls._read(*_published_paths(name, root))
+
+    def publish(self, name: str, root: Path) -> None:
+        """Writes the tables that are committed: `root`/tables/NAME.csv and, beside it, the firing
+        rates of all latents."""
+        table, frequencies = _published_paths(name, root)
+        table.parent.mkdir(parents=True, exist_ok=True)
+        write_table(table, self.table)
+        write_table(frequencies, self.frequencies)
+
+    @classmethod
+    def _read(cls, table: Path, frequencies: Path) -> "Results":
         try:
-            return cls(
-                *(pd.read_parquet(folder / f"{n}.parquet") for n in ("table", "frequencies"))
-            )
+            read = pd.read_csv if table.suffix == ".csv" else pd.read_parquet
+            return cls(read(table), pd.read_parquet(frequencies))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{folder}: no tables of a finished run ({reason})") from None
+            raise InputError(f"{table.parent}: no tables of a finished run ({reason})") from None
+
+
+def _published_paths(name: str, root: Path) -> tuple[Path, Path]:
+    tables = root / "tables"
+    return tables / f"{name}.csv", tables / f"{name}_frequencies.parquet"
+
+
+def published_names(root: Path) -> list[str]:
+    """The ablations whose tables stand under `root`."""
+    return [name for name in names() if _published_paths(name, root)[0].exists()]
 
 
 @dataclass(frozen=True)

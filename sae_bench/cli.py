@@ -31,6 +31,10 @@ SHOWN = {
 }
 
 
+PUBLISHED = Path("results")
+"""Where tables and figures that are committed stand, from the root of the project."""
+
+
 def summary(table: pd.DataFrame) -> str:
     """The table as it is shown on the screen."""
     choice = table["penalty"] + "(" + table["coefficient"].map("{:g}".format) + ")"
@@ -93,20 +97,33 @@ def _run(arguments: argparse.Namespace) -> None:
         data=preset.data,
     )
     print(summary(table))
-    _draw(chosen, arguments.out)
+    _draw(chosen, ablation.Results.read(arguments.out), arguments.out / "figures")
     if verdict := chosen.answer(table):
         print(verdict)
     print(f"table: {arguments.out / 'table.csv'}")
 
 
-def _draw(chosen: ablation.Ablation, folder: Path) -> None:
-    for name, drawn in chosen.figures(ablation.Results.read(folder)).items():
-        path, *_ = plots.save(drawn, folder / "figures", name)
+def _draw(chosen: ablation.Ablation, results: ablation.Results, folder: Path) -> None:
+    for name, drawn in chosen.figures(results).items():
+        path, *_ = plots.save(drawn, folder, name)
         print(f"figure: {path}")
 
 
 def _figures(arguments: argparse.Namespace) -> None:
-    _draw(ablation.load(arguments.ablation), arguments.folder)
+    if arguments.ablation is not None:
+        chosen, folder = ablation.load(arguments.ablation), arguments.folder
+        _draw(chosen, ablation.Results.read(folder), folder / "figures")
+        return
+    for name in ablation.published_names(PUBLISHED):
+        results = ablation.Results.published(name, PUBLISHED)
+        _draw(ablation.load(name), results, PUBLISHED / "figures" / name)
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    chosen = ablation.load(arguments.ablation)
+    ablation.Results.read(arguments.folder).publish(chosen.name, PUBLISHED)
+    results = ablation.Results.published(chosen.name, PUBLISHED)
+    _draw(chosen, results, PUBLISHED / "figures" / chosen.name)
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -182,8 +199,22 @@ def parser() -> argparse.ArgumentParser:
     figures = command(
         "figures", _figures, "Draw the figures of a finished run again, from its tables."
     )
-    figures.add_argument("ablation", help="the ablation that was run")
-    figures.add_argument("--folder", type=Path, default=None, help="its folder")
+    figures.add_argument(
+        "ablation", nargs="?", help="the ablation that was run (None: all published tables)"
+    )
+    figures.add_argument(
+        "--folder", type=Path, default=None, help="its folder (None: results/runs/ABLATION)"
+    )
+
+    publish = command(
+        "publish",
+        _publish,
+        "Copy the tables of a finished run to results/ and draw its figures there.",
+    )
+    publish.add_argument("ablation", help="the ablation that was run")
+    publish.add_argument(
+        "--folder", type=Path, default=None, help="its folder (None: results/runs/ABLATION)"
+    )
 
     command("list", _list, "List architectures and ablations.")
     return top
@@ -193,9 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; wrong input prints one line and exits with code 2."""
     arguments = parser().parse_args(argv)
     for name in ("out", "folder"):
-        if getattr(arguments, name, ...) is None:
-            stem = Path(arguments.ablation).stem
-            setattr(arguments, name, Path("results") / "runs" / stem)
+        if getattr(arguments, name, ...) is None and arguments.ablation is not None:
+            setattr(arguments, name, PUBLISHED / "runs" / Path(arguments.ablation).stem)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:

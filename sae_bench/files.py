@@ -13,7 +13,7 @@ from sae_bench.components import to_plain
 from sae_bench.errors import InputError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a file under another name in the same folder, then renames it.
 
     Raises:
@@ -38,11 +38,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON-ready value or component."""
     text = json.dumps(to_plain(value), indent=1, sort_keys=True)
-
-    def write(partial: Path) -> None:
-        partial.write_text(text)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda partial: partial.write_text(text))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

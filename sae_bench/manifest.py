@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from sae_bench.errors import InputError
-from sae_bench.shards import Shard, write_atomically
+from sae_bench.files import write_json
+from sae_bench.shards import Shard
 
 FORMAT = 1
 
@@ -68,7 +69,8 @@ class Manifest:
             ],
             "end_of_text": self.end_of_text,
         }
-        write_atomically(folder / "manifest.json", json.dumps(record, indent=1).encode())
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "manifest.json", record)
 
     def lacks(self, index: int) -> bool:
         """Whether shard `index` is neither there nor beyond the end of the text."""

@@ -73,7 +73,8 @@ def frontier(
     """A Pareto frontier on log-log axes: one line a series, one marker a setting.
 
     A marker is the mean over seeds; its bar spans the seeds and the 95% intervals of the
-    evaluation where the table has them (columns `<y>_low`, `<y>_high`). Values that have no place
+    evaluation where the table has them (columns `<y>_low`, `<y>_high`); the axis shows all
+    markers, and bars as far as it reaches. Values that have no place
     on a logarithmic axis are left out and counted in the corner.
     """
     measured = table.dropna(subset=[x, y])
@@ -107,8 +108,10 @@ def frontier(
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, linewidth=0.5)
+    if len(shown):
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], shown[y].min() / 2))
     if len(measured) > len(shown):
-        note = f"{len(measured) - len(shown)} points not positive"
+        note = f"not positive, not shown: {len(measured) - len(shown)}"
         axes.text(0.98, 0.98, note, transform=axes.transAxes, ha="right", va="top")
     return axes
 

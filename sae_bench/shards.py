@@ -5,10 +5,8 @@ pseudo-random order seeded by the shard's index, so that any contiguous block of
 sample of the shard. All files are written atomically: a name exists only with its full content.
 """
 
-import errno
 import functools
 import math
-import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,31 +22,8 @@ from torch import Tensor
 
 from sae_bench.contexts import Context
 from sae_bench.errors import InputError
+from sae_bench.files import write_atomically
 from sae_bench.permutation import Permutation
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either absent (or what it was) or complete, also after a crash.
-
-    Raises:
-        InputError: the disk is full; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(
-            f"{path}: the disk is full; free some space and run again (finished shards are kept)"
-        ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def sum_of_squares(rows: Float[Tensor, "rows d_in"]) -> float:
@@ -141,7 +116,8 @@ class Shard:
                 ),
             }
         )
-        write_atomically(path, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda partial: partial.write_bytes(content))
         return cls(path, rows, squares, xxhash.xxh3_128_hexdigest(content))
 
     def activations(self) -> Float[Tensor, "rows d_in"]:

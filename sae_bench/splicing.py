@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_bench.cache import ActivationCache
-from sae_bench.contexts import ordinary, padded_batches
+from sae_bench.contexts import Context, ordinary, padded_batches
 from sae_bench.models import LanguageModel
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.sites import resolve_site, resume_at
@@ -44,11 +44,23 @@ class TextBatch:
         return (kept.logsumexp(1) - chosen).cpu().numpy()
 
 
+def spread(cache: ActivationCache, tokens: int) -> list[Context]:
+    """Contexts of a cache, evenly spaced over all of it, that hold about `tokens` tokens (all of
+    them if it has fewer): neighbours share documents, and documents are the independent units."""
+    contexts = list(cache.contexts())
+    share = min(1.0, tokens / sum(len(context.ids) for context in contexts))
+    return [
+        context
+        for index, context in enumerate(contexts)
+        if int((index + 1) * share) > int(index * share)
+    ] or contexts[:1]
+
+
 def text_batches(
     cache: ActivationCache, lm: LanguageModel, tokens: int, batch_tokens: int
 ) -> Iterator[TextBatch]:
-    """The first contexts of a cache, until at least `tokens` tokens, padded on the right."""
-    for batch in padded_batches(cache.contexts(tokens), batch_tokens, lm.pad_id):
+    """Contexts spread over a cache, about `tokens` tokens in all, padded on the right."""
+    for batch in padded_batches(spread(cache, tokens), batch_tokens, lm.pad_id):
         counted = ordinary(batch.ids, lm.special_ids) & batch.mask
         ids, mask, kept = (
             torch.from_numpy(a).to(lm.device) for a in (batch.ids, batch.mask, counted)
@@ -78,7 +90,7 @@ def splice(
         saes: measured one after another on each batch.
         cache: gives the contexts (those its rows were extracted from) and the site.
         lm: the model the cache was made with.
-        tokens: contexts are read until they hold this many tokens, specials included.
+        tokens: size of the evaluation, specials included; contexts are spread over the cache.
         batch_tokens: padded tokens a batch; logits of a batch take batch_tokens * vocabulary * 4
             bytes.
     """

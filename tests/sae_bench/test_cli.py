@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sae_bench import ablation
 from sae_bench.cache import ActivationCache
 from sae_bench.cli import main, summary
 from tests.desk import contents, furnish
@@ -35,7 +36,7 @@ def finished(furnished: Path) -> Path:
     return furnished / "results" / "runs" / "letters"
 
 
-@pytest.mark.parametrize("command", [[], ["cache"], ["run"], ["figures"], ["list"]])
+@pytest.mark.parametrize("command", [[], ["cache"], ["run"], ["figures"], ["publish"], ["list"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
@@ -159,3 +160,20 @@ def test_the_summary_names_the_setting() -> None:
     assert last == "b: failed: diverged"
     rows["seed"] = [0, 1]
     assert "seed" in summary(pd.DataFrame(rows)).splitlines()[0]
+
+
+def test_published_tables_give_the_figures_of_the_run(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committed CSV loses nothing that a figure shows, and stands without the run."""
+    assert main(["publish", "letters.py"]) == 0
+    drawn = contents(Path("results/figures/letters"))
+    assert drawn == contents(finished / "figures")
+    monkeypatch.setattr("sae_bench.ablation.names", lambda: ["letters"])
+    loaded = ablation.load("letters.py")
+    monkeypatch.setattr("sae_bench.ablation.load", lambda _: loaded)
+    for path in Path("results/figures/letters").iterdir():
+        path.unlink()
+    assert main(["figures"]) == 0
+    assert contents(Path("results/figures/letters")) == drawn
+    assert capsys.readouterr().out.count("figure: ") == 6

@@ -148,7 +148,7 @@ def test_points_without_a_logarithm_are_counted() -> None:
     )
     axes = plots.frontier(rows, empty_axes())
     assert lines(axes)["ReLU"][0] == [10]
-    assert [text.get_text() for text in axes.texts] == ["2 points not positive"]
+    assert [text.get_text() for text in axes.texts] == ["not positive, not shown: 2"]
 
 
 def test_colours_are_stable() -> None:
@@ -250,7 +250,7 @@ def test_no_point_has_a_logarithm() -> None:
         warnings.simplefilter("error")
         drawn = plots.comparison(TWO.assign(delta_lm_loss=-0.1), frequencies(TWO))
     axes = drawn["delta_lm_loss_vs_l0"].axes[0]
-    assert [text.get_text() for text in axes.texts] == ["4 points not positive"]
+    assert [text.get_text() for text in axes.texts] == ["not positive, not shown: 4"]
 
 
 def test_nothing_was_measured() -> None:

@@ -10,7 +10,8 @@ import torch
 from sae_bench.contexts import Context
 from sae_bench.errors import InputError
 from sae_bench.manifest import Manifest
-from sae_bench.shards import Columns, Shard, sum_of_squares, write_atomically
+from sae_bench.files import write_atomically
+from sae_bench.shards import Columns, Shard, sum_of_squares
 
 ROWS = 50
 
@@ -114,9 +115,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "old").write_bytes(b"old")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="disk is full"):
-        write_atomically(tmp_path / "new", b"new")
+        write_atomically(tmp_path / "new", lambda path: path.write_bytes(b"new"))
     with pytest.raises(InputError, match="disk is full"):
-        write_atomically(tmp_path / "old", b"new")
+        write_atomically(tmp_path / "old", lambda path: path.write_bytes(b"new"))
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert (tmp_path / "old").read_bytes() == b"old"
 

@@ -15,7 +15,7 @@ from sae_bench.contexts import ContextPolicy, Packed, PerDocument
 from sae_bench.models import LanguageModel
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.sites import resolve_site
-from sae_bench.splicing import splice, text_batches
+from sae_bench.splicing import splice, spread, text_batches
 from tests.grids import SITE, constant_sae, identity_sae, lm_cache, random_saes
 from tests.tiny import FAMILIES, LAYERS, tiny_model
 
@@ -37,7 +37,7 @@ def slow_losses(
 ) -> list[tuple[float, int]]:
     """(loss in nats, document of the target) of each scored position, in no special order."""
     losses = []
-    for context in cache.contexts(TOKENS):
+    for context in spread(cache, TOKENS):
         ids = torch.from_numpy(context.ids)[None]
         counts = torch.tensor([token not in lm.special_ids for token in context.ids.tolist()])
 
@@ -204,3 +204,14 @@ def test_the_model_is_left_as_it_was(caches: dict[str, ActivationCache]) -> None
     before = lm.logits(ids, mask)
     splice([constant_sae(torch.ones(32))], caches["llama"], lm, TOKENS)
     assert torch.equal(lm.logits(ids, mask), before)
+
+
+def test_contexts_are_spread_over_the_whole_cache(caches: dict[str, ActivationCache]) -> None:
+    cache = caches["llama"]
+    every = [tuple(context.ids) for context in cache.contexts()]
+    total = sum(map(len, every))
+    assert [tuple(context.ids) for context in spread(cache, 10 * total)] == every
+    chosen = [every.index(tuple(context.ids)) for context in spread(cache, total // 3)]
+    assert abs(len(chosen) - len(every) / 3) <= 1
+    assert set(np.diff(chosen)) <= {2, 3, 4}
+    assert len(spread(cache, 1)) == 1
