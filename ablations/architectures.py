@@ -1,9 +1,9 @@
 """How do SAE architectures compare on one site of one language model?
 
-Every architecture over a range of sparsity settings, at equal tokens, width and data order. Presets:
-`smollm2` for a workstation without a GPU, and `gemma-2-2b`, in the recipe of arXiv 2407.14435, for
-one GPU with 80 GB: about 50M cached tokens (230 GB on disk in bfloat16; the rows that do not fit
-stay there) and 200M training tokens for each of 24 arms, trained in lockstep.
+Every architecture over a range of sparsity settings, at equal tokens, width and data order.
+Presets: `smollm2` for a workstation without a GPU, and `gemma-2-2b`, in the recipe of arXiv
+2407.14435, for one GPU with 80 GB: 50M cached tokens (230 GB on disk in bfloat16, where they stay
+if no memory holds them) and 200M training tokens for each of 24 arms, trained in lockstep.
 """
 
 from dataclasses import dataclass

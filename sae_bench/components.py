@@ -149,6 +149,15 @@ def find_class(base: type[T], name: str, where: str = "registry") -> type[T]:
 
 
 def digest(value: Any, length: int = 12) -> str:
-    """Hexadecimal hash of a JSON-ready value or component: equal values, equal digests."""
-    text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """Hexadecimal hash of a JSON-ready value or component: equal values (1 and 1.0), equal
+    digests."""
+    text = json.dumps(_canonical(to_plain(value)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -39,12 +39,14 @@ def load_sae(folder: str | Path, device: torch.device | str = "cpu") -> SparseAu
     if config.get("version") != VERSION:
         raise InputError(f"{path}: version {config.get('version')!r}, this library reads {VERSION}")
     if wrong := sorted(set(config) ^ set(KEYS)):
-        kind = "unknown" if wrong[0] in config else "missing"
-        raise InputError(f"{path}: {kind} key {wrong[0]!r}")
+        fault = "unknown" if wrong[0] in config else "missing"
+        raise InputError(f"{path}: {fault} key {wrong[0]!r}")
     for key, kind in KEYS.items():
         if not isinstance(config[key], kind):
             raise InputError(f"{path}.{key}: expected {kind.__name__}, got {config[key]!r:.60}")
     cls = architecture(config["architecture"], f"{path}.architecture")
+    if absent := sorted(set(cls.slot_defaults()) - set(config["slots"])):
+        raise InputError(f"{path}.slots: missing key {absent[0]!r} for a {cls.__name__}")
     slots = {
         name: from_record(Component, value, f"{path}.slots.{name}")
         if isinstance(value, dict)
@@ -68,8 +70,8 @@ def _load_tensors(sae: SparseAutoencoder, path: Path) -> None:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
     expected = sae.state_dict()
     if wrong := sorted(set(tensors) ^ set(expected)):
-        kind = "unknown" if wrong[0] in tensors else "missing"
-        raise InputError(f"{path}: {kind} tensor {wrong[0]!r} for a {type(sae).__name__}")
+        fault = "unknown" if wrong[0] in tensors else "missing"
+        raise InputError(f"{path}: {fault} tensor {wrong[0]!r} for a {type(sae).__name__}")
     for name, value in tensors.items():
         if value.shape != expected[name].shape:
             raise InputError(

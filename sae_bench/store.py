@@ -133,7 +133,7 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "evaluation.parquet").unlink(missing_ok=True)
         write_table(folder / "training.parquet", pd.DataFrame(trained.history))
-        if trained.reason is None:
+        if trained.sae is not None and trained.reason is None:
             provenance = {"arm": arm.record(), "activation_scale": scale}
             trained.sae.fold_(scale).save(folder / "sae", provenance)
         status = TRAINED if trained.reason is None else FAILED

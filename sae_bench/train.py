@@ -24,13 +24,13 @@ LOGGED = 100
 class Trained:
     """What training leaves of one arm.
 
-    sae: in normalised units, not yet folded; reason: why it failed, or None; history: one row a
-    logged step (step, tokens, lr, sparsity_scale, l0, fvu, and the terms of the loss); seconds:
-    time spent in this arm's own steps.
+    sae: in normalised units, not yet folded; None if it could not be built. reason: why it failed,
+    or None. history: one row a logged step (step, tokens, lr, sparsity_scale, l0, fvu, and the
+    terms of the loss). seconds: time spent in this arm's own steps.
     """
 
     arm: Arm
-    sae: SparseAutoencoder
+    sae: SparseAutoencoder | None
     reason: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -136,8 +136,13 @@ def group_key(arm: Arm) -> tuple[Any, ...]:
 
 def memory_need(arm: Arm, d_in: int) -> int:
     """Bytes that training one arm takes: parameters, gradients and two Adam moments, and the
-    temporaries of one step (about eight arrays of batch x d_sae)."""
-    parameters = sum(p.numel() * p.element_size() for p in arm.build(d_in).parameters())
+    temporaries of one step (about eight arrays of batch x d_sae). Zero for an arm that cannot be
+    built: training it says why."""
+    try:
+        sae = arm.build(d_in)
+    except Exception:
+        return 0
+    parameters = sum(p.numel() * p.element_size() for p in sae.parameters())
     return 4 * parameters + 8 * arm.recipe.batch_size * arm.d_sae * 4
 
 
@@ -201,13 +206,22 @@ def _train_wave(
     device: torch.device,
     finished: Callable[[Trained], None],
 ) -> list[Trained]:
-    trainees = [Trainee(arm, source.d_in, device) for arm in arms]
+    trainees, results = [], []
+    for arm in arms:
+        try:
+            trainees.append(Trainee(arm, source.d_in, device))
+            results.append(trainees[-1].result)
+        except Exception as error:
+            results.append(Trained(arm, None, _one_line(error)))
+            finished(results[-1])
     batch_size, data_seed = group_key(arms[0])
     steps = max(arm.recipe.steps for arm in arms)
     running = trainees
     bar = tqdm(total=steps, desc=f"training {len(arms)} arms", unit="step", disable=None)
     with bar:
-        for index, x in zip(range(steps), source.batches(batch_size, data_seed), strict=False):
+        for index, x in zip(
+            range(steps if trainees else 0), source.batches(batch_size, data_seed), strict=False
+        ):
             going = []
             for trainee in running:
                 if trainee.advance(index, x):
@@ -219,7 +233,7 @@ def _train_wave(
             bar.set_postfix_str(_live(trainees), refresh=False)
             if not running:
                 break
-    return [trainee.result for trainee in trainees]
+    return results
 
 
 def _live(trainees: list[Trainee]) -> str:

@@ -181,7 +181,7 @@ def test_values_out_of_range_are_refused(build: Any, message: str) -> None:
 def test_k_is_a_whole_number() -> None:
     activation = TopK(3)
     object.__setattr__(activation, "k", 2.5)
-    with pytest.raises(InputError, match="k must be a positive integer, got 2.5"):
+    with pytest.raises(InputError, match=r"k must be a positive integer, got 2\.5"):
         activation.__post_init__()
 
 

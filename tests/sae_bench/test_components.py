@@ -1,6 +1,8 @@
 import dataclasses
+import importlib
 import inspect
 import json
+import pkgutil
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,14 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import architectures  # noqa: F401 (defines components of its own)
-import sae_bench.synthetic  # noqa: F401 (with it, all others are defined)
+import architectures
+import sae_bench
+from sae_bench.ablation import Data
 from sae_bench.activations import JumpReLU, LogThreshold, RawThreshold, TopK
 from sae_bench.components import Component, digest, find_class, from_record, subclasses
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE
 from sae_bench.kernels import Gaussian, Kernel, Rectangle
 from sae_bench.penalties import L0, L1, Penalty, Tanh
+from sae_bench.recipe import Recipe
+
+for package in (architectures, sae_bench):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)  # a component is known once its module is imported
 
 REQUIRED: dict[str, Any] = {
     "coefficient": 0.25,
@@ -25,6 +33,9 @@ REQUIRED: dict[str, Any] = {
     "mean_l0": 2.0,
     "path": "text.txt",
     "name": "someone/text",
+    "data": Data(tokens=100),
+    "d_sae": 16,
+    "recipe": Recipe(tokens=5_000),
 }
 """Values for fields without a default."""
 

@@ -30,7 +30,9 @@ def test_an_imported_subclass_is_found_without_registration() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match="file: unknown SparseAutoencoder 'FooSAE'; known: .*TopK"):
+    with pytest.raises(
+        InputError, match=r"file: unknown SparseAutoencoder 'FooSAE'; known: .*TopK"
+    ):
         architecture("FooSAE", "file")
 
 
@@ -45,7 +47,7 @@ def test_two_classes_under_one_name_are_an_error() -> None:
         return RivalSAE
 
     rival = another()
-    with pytest.raises(InputError, match="'RivalSAE' is defined twice, in .*; rename one of them"):
+    with pytest.raises(InputError, match=r"'RivalSAE' is defined twice, in .*; rename one of them"):
         architecture("RivalSAE")
     with pytest.raises(InputError, match="defined twice"):
         architectures()

@@ -9,8 +9,8 @@ import torch
 
 from sae_bench.contexts import Context
 from sae_bench.errors import InputError
-from sae_bench.manifest import Manifest
 from sae_bench.files import write_atomically
+from sae_bench.manifest import Manifest
 from sae_bench.shards import Columns, Shard, sum_of_squares
 
 ROWS = 50
