@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sae_bench.components import Component
 from sae_bench.errors import InputError
-from sae_bench.estimators import Estimator
+from sae_bench.estimator import Estimator
 from sae_bench.surrogate import jump
 
 

@@ -1,37 +1,110 @@
-"""Estimators of the gradient with respect to thresholds.
-
-Every estimator is built around a kernel. The batch estimator of arXiv 2407.14435 needs nothing
-but the present batch: its gradient is what `loss.total.backward()` leaves in the threshold.
-"""
+"""The estimators of threshold gradients; `estimator` explains what they share."""
 
 from dataclasses import dataclass
 
-from sae_bench.components import Component
-from sae_bench.kernels import Kernel, Rectangle
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_bench.bandwidth import PersistentBandwidth, SpreadRule, TargetCount
+from sae_bench.estimator import Bandwidth, Estimator, KernelEstimator, Remembering, State
+from sae_bench.kernels import Kernel
+from sae_bench.samples import ExactJump, Present, Samples, StraightThrough
+from sae_bench.window import WindowKDE
+
+__all__ = [
+    "BatchKDE",
+    "Estimator",
+    "ExactJump",
+    "MeanKDE",
+    "MomentumKDE",
+    "PersistentBandwidth",
+    "SpreadRule",
+    "StraightThrough",
+    "TargetCount",
+    "WindowKDE",
+    "as_estimator",
+]
 
 
 @dataclass(frozen=True)
-class Estimator(Component):
-    """One object decides the pseudo-derivative of the jump, for activation and penalty alike.
-
-    Args:
-        kernel: window around the threshold.
-        to_input: also pass the pseudo-derivative to the pre-activations ("straight-through to the
-            input"): dJumpReLU/dpre += (theta/eps) K and dH/dpre += (1/eps) K. Both or neither:
-            with only the second the gradient can have the wrong sign.
-    """
-
-    kernel: Kernel = Rectangle()
-    to_input: bool = False
-
-
-@dataclass(frozen=True)
-class BatchKDE(Estimator):
+class BatchKDE(KernelEstimator):
     """The paper's estimator: a kernel density estimate over the present batch, without state.
 
     With g_f = dL/df and g_H = dL/dH per token a, and u = (pre - theta) / eps,
     dL/dtheta_i = sum_a -(theta_i g_f + g_H) K(u_ai) / eps (arXiv 2407.14435, equations 11-12).
     """
+
+    @property
+    def is_backward(self) -> bool:
+        """True with the straight-through coefficient: autograd computes exactly that."""
+        return self.coefficient.is_backward
+
+    def estimate(
+        self,
+        state: State,
+        samples: Samples,
+        present: Present,
+        tokens: int,
+        bandwidth: Bandwidth | None = None,
+    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+        """The density over this batch."""
+        return self.density(samples, present, bandwidth) / tokens, {}
+
+
+@dataclass(frozen=True)
+class MomentumKDE(Remembering):
+    """Bias-corrected exponential average of batch gradients, with decay (T - 1) / (T + 1): the
+    variance of a mean over T = `steps` independent gradients.
+
+    Memory: 4 bytes a latent.
+    """
+
+    def init(self, d_sae: int) -> dict[str, Tensor]:
+        """Nothing seen."""
+        return {"average": torch.zeros(d_sae), "seen": torch.zeros(())}
+
+    def estimate(
+        self,
+        state: State,
+        samples: Samples,
+        present: Present,
+        tokens: int,
+        bandwidth: Bandwidth | None = None,
+    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+        """average / (1 - decay^t)."""
+        decay = (self.steps - 1) / (self.steps + 1)
+        gradient = self.density(samples, present, bandwidth) / tokens
+        average = decay * state["average"] + (1 - decay) * gradient
+        seen = decay * state["seen"] + (1 - decay)
+        return average / seen, {"average": average, "seen": seen}
+
+
+@dataclass(frozen=True)
+class MeanKDE(Remembering):
+    """Plain mean of the last T = `steps` batch gradients: the control that separates a window of
+    samples from a window of gradients, whose thresholds and penalties have gone stale.
+
+    Memory: 4 T bytes a latent.
+    """
+
+    def init(self, d_sae: int) -> dict[str, Tensor]:
+        """An empty ring."""
+        return {"ring": torch.zeros(self.steps, d_sae), "step": torch.zeros((), dtype=torch.int64)}
+
+    def estimate(
+        self,
+        state: State,
+        samples: Samples,
+        present: Present,
+        tokens: int,
+        bandwidth: Bandwidth | None = None,
+    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+        """Mean over the filled part of the ring."""
+        ring, step = state["ring"].clone(), state["step"]
+        ring[step % self.steps] = self.density(samples, present, bandwidth) / tokens
+        filled = (step + 1).clamp(max=self.steps)
+        return ring.sum(0) / filled, {"ring": ring, "step": step + 1}
 
 
 def as_estimator(kernel: Kernel | Estimator) -> Estimator:

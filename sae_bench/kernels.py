@@ -48,6 +48,12 @@ class Kernel(Component):
         """The kernel whose window has this standard deviation, in units of the pre-activations."""
         return cls(standard_deviation / math.sqrt(cls.variance))
 
+    @property
+    def reach(self) -> float:
+        """Largest |u| that is looked at: the support, or 5 where it is infinite (the Gaussian keeps
+        all but 6e-7 of its mass)."""
+        return min(self.support, 5.0)
+
     def density(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """K(u), dimensionless."""
         raise NotImplementedError

@@ -10,7 +10,7 @@ from sae_bench.components import Component, from_record
 from sae_bench.errors import InputError
 from sae_bench.files import read_json
 from sae_bench.registry import architecture
-from sae_bench.sae import CONFIG, FORMAT, VERSION, WEIGHTS, SparseAutoencoder
+from sae_bench.sae import CONFIG, ESTIMATOR, FORMAT, VERSION, WEIGHTS, SparseAutoencoder
 
 KEYS = {
     "format": str,
@@ -68,7 +68,8 @@ def _load_tensors(sae: SparseAutoencoder, path: Path) -> None:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
-    expected = sae.state_dict()
+    state = {name: t for name, t in sae.state_dict().items() if name.startswith(ESTIMATOR)}
+    expected = {name: t for name, t in sae.state_dict().items() if name not in state}
     if wrong := sorted(set(tensors) ^ set(expected)):
         fault = "unknown" if wrong[0] in tensors else "missing"
         raise InputError(f"{path}: {fault} tensor {wrong[0]!r} for a {type(sae).__name__}")
@@ -85,4 +86,5 @@ def _load_tensors(sae: SparseAutoencoder, path: Path) -> None:
         if not value.isfinite().all():
             raise InputError(f"{path}: {name!r} has values that are not finite")
     # In the types that were stored; copied, since the tensors read are windows into the file.
-    sae.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
+    copies = {name: value.clone() for name, value in tensors.items()}
+    sae.load_state_dict({**copies, **state}, assign=True)

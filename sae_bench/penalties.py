@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -52,6 +53,40 @@ class Penalty(Component):
         """coefficient * value."""
         return self.coefficient * self.value(latents, W_dec)
 
+    # What estimators other than the plain batch one need to know (see `samples`).
+
+    @property
+    def step_curvature(self) -> float:
+        """Second derivative of a token's unit-coefficient penalty with respect to one of its steps:
+        0 for penalties linear in the steps of a token."""
+        return 0.0
+
+    def slope(
+        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
+    ) -> Float[Tensor, " *shape"]:
+        """Derivative of a token's unit-coefficient penalty with respect to a code f of a latent
+        with decoder norm `norms`, steps aside. Zero unless the penalty charges codes."""
+        return torch.zeros_like(f)
+
+    def jump(
+        self, theta: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
+    ) -> Float[Tensor, " *shape"]:
+        """Change of a token's unit-coefficient penalty when a code goes from 0 to theta, steps
+        aside: theta * slope for penalties linear in the code."""
+        return theta * self.slope(theta, norms)
+
+    @torch.enable_grad()
+    def step_slope(
+        self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]
+    ) -> Float[Tensor, "batch d_sae"]:
+        """Derivative of the unit-coefficient penalty of a token (batch size times the batch mean)
+        with respect to each step."""
+        step = latents.step.detach().requires_grad_()
+        if not self.through_step:
+            return torch.zeros((), dtype=step.dtype, device=step.device).expand_as(step)
+        value = self.value(Latents(latents.pre.detach(), latents.f.detach(), step), W_dec.detach())
+        return len(step) * torch.autograd.grad(value, step)[0]
+
 
 @dataclass(frozen=True)
 class NoPenalty(Penalty):
@@ -74,6 +109,12 @@ class L1(Penalty):
         """Mean over the batch of sum f_i."""
         return latents.f.sum() / len(latents.f)
 
+    def slope(
+        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
+    ) -> Float[Tensor, " *shape"]:
+        """1."""
+        return torch.ones_like(f)
+
 
 @dataclass(frozen=True)
 class RIL1(Penalty):
@@ -85,6 +126,12 @@ class RIL1(Penalty):
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """Mean over the batch of sum f_i ||d_i||."""
         return (latents.f.sum(0) * W_dec.norm(dim=1)).sum() / len(latents.f)
+
+    def slope(
+        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
+    ) -> Float[Tensor, " *shape"]:
+        """||d_i||."""
+        return norms
 
 
 @dataclass(frozen=True)
@@ -113,6 +160,11 @@ class TargetL0(Penalty):
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """Mean over the batch of (L0 / target - 1)^2."""
         return (latents.step.sum(-1) / self.target - 1).square().mean()
+
+    @property
+    def step_curvature(self) -> float:
+        """2 / target^2."""
+        return 2 / self.target**2
 
 
 @dataclass(frozen=True)
@@ -145,6 +197,18 @@ class Tanh(Penalty):
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """Mean over the batch of sum tanh(c f_i ||d_i||)."""
         return (self.c * latents.f * W_dec.norm(dim=1)).tanh().sum() / len(latents.f)
+
+    def slope(
+        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
+    ) -> Float[Tensor, " *shape"]:
+        """c ||d_i|| / cosh(c f_i ||d_i||)^2."""
+        return self.c * norms * (1 - (self.c * f * norms).tanh().square())
+
+    def jump(
+        self, theta: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
+    ) -> Float[Tensor, " *shape"]:
+        """tanh(c theta ||d_i||)."""
+        return (self.c * theta * norms).tanh()
 
 
 @dataclass(frozen=True)

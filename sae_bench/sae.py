@@ -19,9 +19,12 @@ from sae_bench.estimators import BatchKDE, Estimator, as_estimator
 from sae_bench.files import write_atomically, write_json
 from sae_bench.kernels import Kernel
 from sae_bench.penalties import L1, Penalty
+from sae_bench.samples import Present, Samples
 
 FORMAT, VERSION = "sae_bench", 1
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
+ESTIMATOR = "estimator_"
+"""Prefix of the buffers that hold the estimator's state; a saved SAE leaves them out."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class SparseAutoencoder(nn.Module):
         for name, value in self.initial(torch.Generator().manual_seed(seed)).items():
             self.register_parameter(name, nn.Parameter(value))
         self.register_buffer("silent_tokens", torch.zeros(d_sae, dtype=torch.int64))
+        for name, value in self.kernel.init(d_sae).items():
+            self.register_buffer(ESTIMATOR + name, value)
 
     # -- slots ------------------------------------------------------------------------------------
 
@@ -188,6 +193,11 @@ class SparseAutoencoder(nn.Module):
         fired = (latents.f > 0).any(0)
         self.silent_tokens.add_(len(latents.f)).masked_fill_(fired, 0)
 
+    def curvature(self) -> Float[Tensor, " d_sae"]:
+        """Half the second derivative of the reconstruction terms with respect to each code:
+        ||d_i||^2, times the number of such terms that the latent takes part in."""
+        return self.W_dec.square().sum(1)
+
     # -- what users call --------------------------------------------------------------------------
 
     def affine(
@@ -225,6 +235,64 @@ class SparseAutoencoder(nn.Module):
     def threshold_parameters(self) -> list[nn.Parameter]:
         """The activation's own parameters, which have a learning rate of their own."""
         return list(self._own.values())
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether `estimate_` has work to do, and wants the codes' gradients to be retained."""
+        return bool(self._own_names) and not self.kernel.is_backward
+
+    @torch.no_grad()
+    def estimate_(self, loss: Loss, sparsity_scale: float) -> None:
+        """Replaces the gradient that backward left in the thresholds by the estimator's, and
+        advances its state: once an optimiser step, by the trainer alone.
+
+        Args:
+            loss: after `loss.total.backward()`, with the gradient of `loss.latents.f` retained.
+            sparsity_scale: the one that the loss was computed with.
+        """
+        theta = self.threshold
+        if theta is None or not self.needs_samples:
+            return
+        state = {
+            name.removeprefix(ESTIMATOR): value
+            for name, value in self.named_buffers()
+            if name.startswith(ESTIMATOR)
+        }
+        norms, scale = self.W_dec.norm(dim=1), sparsity_scale * self.penalty.coefficient
+        present = Present(theta, norms, self.curvature(), self.penalty, scale)
+        samples = self._samples(loss.latents, present, self.kernel.reach(state))
+        tokens = len(loss.latents.pre)
+        gradient, state = self.kernel.estimate(state, samples, present, tokens)
+        for name, value in state.items():
+            self.get_buffer(ESTIMATOR + name).copy_(value)
+        with torch.enable_grad():
+            differentiable = self.threshold
+        assert differentiable is not None
+        parameters = self.threshold_parameters
+        for parameter, part in zip(
+            parameters, torch.autograd.grad(differentiable, parameters, gradient), strict=True
+        ):
+            parameter.grad = part
+
+    def _samples(
+        self, latents: Latents, present: Present, reach: float | Float[Tensor, " d_sae"]
+    ) -> Samples:
+        """The tokens of a batch within `reach` of thresholds."""
+        if latents.f.grad is None:
+            raise RuntimeError("estimate_: call loss.latents.f.retain_grad() before backward")
+        near = ((latents.pre - present.theta).abs() <= reach).nonzero(as_tuple=True)
+        latent = near[1]
+        pre, f, step = (tensor.detach()[near] for tensor in latents)
+        slope = present.penalty.slope(f, present.norms[latent])
+        pull = len(latents.f) * latents.f.grad[near] - present.scale * slope
+        step_slope = self.penalty.step_slope(latents, self.W_dec)[near]
+        return Samples(
+            latent=latent,
+            pre=pre,
+            projection=f * present.curvature[latent] - pull / 2,
+            step_slope=step_slope - step * self.penalty.step_curvature,
+            weight=torch.ones_like(pre),
+        )
 
     @property
     def _own(self) -> dict[str, nn.Parameter]:
@@ -275,7 +343,11 @@ class SparseAutoencoder(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(ESTIMATOR)
+        }
         write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
         config = {
             "format": FORMAT,

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench.estimators import Estimator
+from sae_bench.estimator import Estimator
 
 
 class _Jump(torch.autograd.Function):

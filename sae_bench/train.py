@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sae_bench.arm import Arm
 from sae_bench.devices import default_device, free_memory
+from sae_bench.errors import InputError
 from sae_bench.sae import Loss, SparseAutoencoder
 from sae_bench.source import ActivationSource
 
@@ -45,6 +46,11 @@ class Trainee:
         self.result = Trained(arm, self.sae)
         self._loss: Callable[..., Loss] = self.sae.loss
         if self.recipe.compile:
+            if self.sae.needs_samples:
+                raise InputError(
+                    f"{arm.slots['kernel'].label} needs the gradients of the codes, which a "
+                    "compiled loss does not give; use compile=False"
+                )
             self._loss = torch.compile(self.sae.loss)
         thresholds = self.sae.threshold_parameters
         own = {id(parameter) for parameter in thresholds}
@@ -69,7 +75,10 @@ class Trainee:
         self._optimiser.zero_grad(set_to_none=True)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.autocast):
             loss = self._loss(x, recipe.sparsity_scale(index))
+        if self.sae.needs_samples:
+            loss.latents.f.retain_grad()
         loss.total.backward()
+        self.sae.estimate_(loss, recipe.sparsity_scale(index))
         self.sae.project_gradients_()
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.sae.parameters(), recipe.clip)

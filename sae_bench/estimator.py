@@ -1,0 +1,114 @@
+"""The interface of estimators of the gradient with respect to thresholds.
+
+All estimate dE[L]/dtheta_i = p_i(theta_i) E[J_i | pre_i = theta_i] from samples near the threshold:
+a kernel gives the density, a coefficient says what a sample contributes (`samples`). They differ in
+what they remember of past batches. An estimator holds no tensors: its state is a dictionary that
+goes in and comes out, lives in the SAE's buffers, and advances once an optimiser step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_bench.components import Component
+from sae_bench.errors import InputError
+from sae_bench.kernels import Kernel, Rectangle
+from sae_bench.samples import Coefficient, Present, Samples, StraightThrough
+
+State = Mapping[str, Tensor]
+Bandwidth = float | Float[Tensor, " d_sae"]
+
+
+@dataclass(frozen=True)
+class Estimator(Component):
+    """One object decides the pseudo-derivative of the jump, for activation and penalty alike."""
+
+    @property
+    def kernel(self) -> Kernel:
+        """The window around the threshold, as the backward pass through the jump sees it."""
+        raise NotImplementedError
+
+    @property
+    def to_input(self) -> bool:
+        """Whether the pseudo-derivative also reaches the pre-activations."""
+        raise NotImplementedError
+
+    @property
+    def is_backward(self) -> bool:
+        """Whether the gradient is the one that `loss.total.backward()` leaves in the threshold."""
+        return False
+
+    def init(self, d_sae: int) -> dict[str, Tensor]:
+        """The state before the first step."""
+        return {}
+
+    def reach(self, state: State) -> Bandwidth:
+        """Distance from the threshold within which samples are needed, in units of pre."""
+        raise NotImplementedError
+
+    def estimate(
+        self,
+        state: State,
+        samples: Samples,
+        present: Present,
+        tokens: int,
+        bandwidth: Bandwidth | None = None,
+    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+        """The gradient of the mean loss with respect to theta, and the next state.
+
+        Args:
+            state: as left by the step before.
+            samples: of this batch, at least those within `reach` of the threshold.
+            present: thresholds, decoder and penalty now.
+            tokens: size of the batch the samples were taken from.
+            bandwidth: replaces the kernel's own, one value or one a latent.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class KernelEstimator(Estimator):
+    """An estimator around a kernel.
+
+    Args:
+        kernel: window around the threshold.
+        to_input: also pass the pseudo-derivative to the pre-activations ("straight-through to the
+            input"): dJumpReLU/dpre += (theta/eps) K and dH/dpre += (1/eps) K. Both or neither:
+            with only the second the gradient can have the wrong sign. Gradients to the input are
+            always those of the present batch.
+        coefficient: what a sample contributes: `StraightThrough` or `ExactJump`.
+    """
+
+    kernel: Kernel = Rectangle()
+    to_input: bool = False
+    coefficient: Coefficient = field(default=StraightThrough(), kw_only=True)
+
+    def reach(self, state: State) -> Bandwidth:
+        """The reach of the kernel."""
+        return self.kernel.reach * self.kernel.bandwidth
+
+    def density(
+        self, samples: Samples, present: Present, bandwidth: Bandwidth | None
+    ) -> Float[Tensor, " d_sae"]:
+        """sum over samples of weight * coefficient * K(u) / eps, for each latent."""
+        width = self.kernel.bandwidth if bandwidth is None else bandwidth
+        if isinstance(width, Tensor):
+            width = width[samples.latent]
+        distance = samples.pre - present.theta[samples.latent]
+        pull = self.coefficient(samples, present) * self.kernel.density(distance / width) / width
+        total = torch.zeros_like(present.theta)
+        return total.index_add_(0, samples.latent.flatten(), (samples.weight * pull).flatten())
+
+
+@dataclass(frozen=True)
+class Remembering(KernelEstimator):
+    """An estimator that looks back over about `steps` optimiser steps."""
+
+    steps: int = 8
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.steps, int) and self.steps >= 1):
+            raise InputError(f"{type(self).__name__}: steps must be at least 1, got {self.steps}")

@@ -1,0 +1,110 @@
+"""Samples near thresholds, and what each says about the threshold's gradient.
+
+A sample is one token for one latent whose pre-activation lies near the latent's threshold. It keeps
+only what does not go stale when thresholds, penalty coefficients or on/off states change later:
+never the coefficient itself, which would bake in all three.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_bench.components import Component
+
+
+class Charge(Protocol):
+    """The part of a penalty that samples need; coefficients are applied by `Present.scale`."""
+
+    @property
+    def step_curvature(self) -> float:
+        """Second derivative of the unit-coefficient penalty of a token in one of its steps."""
+        ...
+
+    def slope(self, f: Tensor, norms: Tensor) -> Tensor:
+        """Derivative of the unit-coefficient penalty with respect to a code f, elementwise."""
+        ...
+
+    def jump(self, theta: Tensor, norms: Tensor) -> Tensor:
+        """Its change when a code goes from 0 to theta, elementwise, steps aside."""
+        ...
+
+
+class Samples(NamedTuple):
+    """One entry a sample; all arrays have one shape.
+
+    latent: which latent. pre: its pre-activation. projection: e = d.(x - x_hat) + f ||d||^2, the
+    projection of the leave-one-out residual on the decoder row. step_slope: derivative of the
+    unit-coefficient penalty with respect to the step, leave-one-out. weight: tokens that the entry
+    stands for (0: an empty slot).
+    """
+
+    latent: Int[Tensor, " *shape"]
+    pre: Float[Tensor, " *shape"]
+    projection: Float[Tensor, " *shape"]
+    step_slope: Float[Tensor, " *shape"]
+    weight: Float[Tensor, " *shape"]
+
+
+class Present(NamedTuple):
+    """The state of the SAE in which samples are judged, one value a latent.
+
+    theta: threshold. norms: ||d||. curvature: ||d||^2 times the number of reconstruction terms
+    that the latent takes part in. penalty and scale: the penalty and its coefficient now.
+    """
+
+    theta: Float[Tensor, " d_sae"]
+    norms: Float[Tensor, " d_sae"]
+    curvature: Float[Tensor, " d_sae"]
+    penalty: Charge
+    scale: float
+
+
+@dataclass(frozen=True)
+class Coefficient(Component):
+    """What a sample at the threshold contributes: dL/dtheta = sum coefficient K(u) / (N eps)."""
+
+    is_backward: ClassVar[bool] = False
+    """Whether autograd's backward pass through the jump uses this coefficient."""
+
+    def __call__(self, samples: Samples, present: Present) -> Float[Tensor, " *shape"]:
+        """The coefficient of every sample, in units of the loss."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class StraightThrough(Coefficient):
+    """-(theta g_f + g_H) of arXiv 2407.14435, re-evaluated at the present state.
+
+    With f = pre 1[pre > theta]: 2 theta (e - f ||d||^2) - lambda (theta slope(f) + step slope). It
+    flips by 2 theta^2 ||d||^2 as a sample crosses the threshold, so the estimator's bias is of
+    first order in the bandwidth.
+    """
+
+    is_backward = True
+
+    def __call__(self, samples: Samples, present: Present) -> Float[Tensor, " *shape"]:
+        """The coefficient of every sample."""
+        theta, norms = present.theta[samples.latent], present.norms[samples.latent]
+        on = (samples.pre > theta).to(samples.pre.dtype)
+        f = samples.pre * on
+        residual = samples.projection - f * present.curvature[samples.latent]
+        step_slope = samples.step_slope + on * present.penalty.step_curvature
+        charge = theta * present.penalty.slope(f, norms) + step_slope
+        return 2 * theta * residual - present.scale * charge
+
+
+@dataclass(frozen=True)
+class ExactJump(Coefficient):
+    """J = 2 theta e - theta^2 ||d||^2 - lambda (jump of the penalty): minus the difference
+    of the loss between the latent being on (at f = theta) and off. The same on both sides of the
+    threshold: bias of second order in the bandwidth, and the coin flip's noise is gone.
+    """
+
+    def __call__(self, samples: Samples, present: Present) -> Float[Tensor, " *shape"]:
+        """The coefficient of every sample."""
+        theta, norms = present.theta[samples.latent], present.norms[samples.latent]
+        gain = theta * (2 * samples.projection - theta * present.curvature[samples.latent])
+        step_slope = samples.step_slope + present.penalty.step_curvature / 2
+        return gain - present.scale * (present.penalty.jump(theta, norms) + step_slope)

@@ -1,0 +1,111 @@
+"""The persistent kernel density estimate: a window over the samples of the last steps."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_bench.errors import InputError
+from sae_bench.estimator import Bandwidth, Remembering, State
+from sae_bench.samples import Present, Samples
+
+FIELDS = ("pre", "projection", "step_slope", "weight")
+
+
+@dataclass(frozen=True)
+class WindowKDE(Remembering):
+    """A kernel density estimate over the samples of the last T = `steps` steps.
+
+    What is kept of a sample does not go stale (`Samples`): kernel and coefficient are evaluated
+    anew at the present threshold, penalty coefficient and decoder norm. The sum is divided by the
+    tokens offered in T steps, not by the samples kept. A latent with more samples in a step than
+    `slots` keeps the first ones of the (shuffled) batch, each standing for count / slots tokens.
+
+    Args:
+        slots: samples kept for each latent and step.
+        guard: how far a threshold may travel in T steps before samples are missed, in bandwidths;
+            samples are captured within reach + guard. `coverage` tells how well that did.
+
+    Memory: 16 T slots + 8 T bytes a latent.
+    """
+
+    slots: int = 16
+    guard: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.slots, int) and self.slots >= 1 and self.guard >= 0):
+            raise InputError(
+                f"WindowKDE: slots must be at least 1 and guard not negative, "
+                f"got {self.slots} and {self.guard}"
+            )
+
+    def init(self, d_sae: int) -> dict[str, Tensor]:
+        """Empty slots (weight 0)."""
+        rings = {name: torch.zeros(self.steps, self.slots, d_sae) for name in FIELDS}
+        return {
+            **rings,
+            "tokens": torch.zeros(self.steps, dtype=torch.int64),
+            "center": torch.full((self.steps, d_sae), torch.nan),
+            "half": torch.zeros(self.steps, d_sae),
+            "step": torch.zeros((), dtype=torch.int64),
+        }
+
+    def reach(self, state: State) -> Bandwidth:
+        """The kernel's reach and the guard band."""
+        return super().reach(state) + self.guard * self.kernel.bandwidth
+
+    def estimate(
+        self,
+        state: State,
+        samples: Samples,
+        present: Present,
+        tokens: int,
+        bandwidth: Bandwidth | None = None,
+    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+        """The density over all slots, divided by the tokens offered."""
+        d_sae = len(present.theta)
+        place = int(state["step"]) % self.steps
+        new = {name: value.clone() for name, value in state.items()}
+        packed = pack(samples, d_sae, self.slots)
+        for name, value in zip(FIELDS, packed, strict=True):
+            new[name][place] = value
+        new["tokens"][place] = tokens
+        new["center"][place] = present.theta
+        new["half"][place] = self.reach(state)
+        new["step"] += 1
+        pre, projection, step_slope, weight = (new[name] for name in FIELDS)
+        latent = torch.arange(d_sae, device=pre.device).expand_as(pre)
+        window = Samples(latent, pre, projection, step_slope, weight)
+        return self.density(window, present, bandwidth) / new["tokens"].sum(), new
+
+    def coverage(self, state: State, present: Present) -> Float[Tensor, " d_sae"]:
+        """Share of the present kernel's support that was captured, averaged over the steps kept: 1
+        means that no threshold has left its guard band."""
+        half = self.kernel.reach * self.kernel.bandwidth
+        low = torch.maximum(present.theta - half, state["center"] - state["half"])
+        high = torch.minimum(present.theta + half, state["center"] + state["half"])
+        return ((high - low).clamp(min=0) / (2 * half)).nanmean(0)
+
+
+def pack(samples: Samples, d_sae: int, slots: int) -> tuple[Float[Tensor, "slots d_sae"], ...]:
+    """Flat samples in slots, a column a latent: pre, projection, step_slope, weight.
+
+    Of more than `slots` samples the first are kept, with weights that make up for the others.
+    """
+    order = samples.latent.argsort(stable=True)
+    latent = samples.latent[order]
+    count: Int[Tensor, " d_sae"] = torch.bincount(latent, minlength=d_sae)
+    rank = torch.arange(len(latent), device=latent.device) - (count.cumsum(0) - count)[latent]
+    kept = rank < slots
+    place = rank[kept], latent[kept]
+    scale = (count / slots).clamp(min=1)[latent[kept]]
+    columns = [samples.pre, samples.projection, samples.step_slope, samples.weight]
+    packed = []
+    for index, column in enumerate(columns):
+        values = column[order][kept]
+        slot = column.new_zeros(slots, d_sae)
+        slot[place] = values * scale if index == 3 else values
+        packed.append(slot)
+    return tuple(packed)
