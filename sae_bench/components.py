@@ -32,7 +32,7 @@ class Component:
     def label_without(self, *hidden: str) -> str:
         """The label with some fields left out (those that have a column or axis of their own)."""
         fields = [field.name for field in dataclasses.fields(self) if field.name not in hidden]
-        shown = ", ".join(_label_of(getattr(self, name)) for name in fields)
+        shown = ", ".join(label_of(getattr(self, name)) for name in fields)
         return f"{type(self).__name__}({shown})" if shown else type(self).__name__
 
     def record(self) -> dict[str, Any]:
@@ -63,7 +63,8 @@ class Component:
 C = TypeVar("C", bound=Component)
 
 
-def _label_of(value: Any) -> str:
+def label_of(value: Any) -> str:
+    """A component's label, or a plain value as labels show it."""
     if isinstance(value, Component):
         return value.label
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,6 +6,7 @@ what they remember of past batches. An estimator holds no tensors: its state is 
 goes in and comes out, lives in the SAE's buffers, and advances once an optimiser step.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench.components import Component
+from sae_bench.components import Component, label_of
 from sae_bench.errors import InputError
 from sae_bench.kernels import Kernel, Rectangle
 from sae_bench.samples import Coefficient, Present, Samples, StraightThrough
@@ -85,6 +86,16 @@ class KernelEstimator(Estimator):
     kernel: Kernel = Rectangle()
     to_input: bool = False
     coefficient: Coefficient = field(default=StraightThrough(), kw_only=True)
+
+    @property
+    def label(self) -> str:
+        """The class name, the kernel, and by name whatever differs from its default."""
+        changed = [
+            f"{field.name}={label_of(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+            if field.name != "kernel" and getattr(self, field.name) != field.default
+        ]
+        return f"{type(self).__name__}({', '.join([self.kernel.label, *changed])})"
 
     def reach(self, state: State) -> Bandwidth:
         """The reach of the kernel."""

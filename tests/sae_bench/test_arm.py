@@ -188,7 +188,7 @@ def test_columns_of_a_threshold_arm() -> None:
         "activation": "JumpReLU(LogThreshold(0.1))",
         "penalty": "L0",
         "coefficient": 1e-3,
-        "kernel": "BatchKDE(Rectangle(0.25), False)",
+        "kernel": "BatchKDE(Rectangle(0.25))",
         "d_sae": 8,
         "seed": 2,
         "decoder": "UnitRows",
@@ -207,5 +207,5 @@ def test_the_kernel_column_is_empty_where_no_kernel_is_used() -> None:
     l0 = Arm(SparseAutoencoder, 8, RECIPE, slots={"penalty": L0(1.0), "kernel": to_input})
     l1 = Arm(SparseAutoencoder, 8, RECIPE, slots={"activation": JUMP, "penalty": L1(1.0)})
     assert relu.columns()["kernel"] == topk.columns()["kernel"] == ""
-    assert l0.columns()["kernel"] == "BatchKDE(Rectangle(0.25), True)"
-    assert l1.columns()["kernel"] == "BatchKDE(Rectangle(0.001), False)"
+    assert l0.columns()["kernel"] == "BatchKDE(Rectangle(0.25), to_input=True)"
+    assert l1.columns()["kernel"] == "BatchKDE(Rectangle(0.001))"

@@ -36,6 +36,7 @@ REQUIRED: dict[str, Any] = {
     "data": Data(tokens=100),
     "d_sae": 16,
     "recipe": Recipe(tokens=5_000),
+    "inner": BatchKDE(),
 }
 """Values for fields without a default."""
 
@@ -102,6 +103,7 @@ def test_a_nested_record_is_spelt_out() -> None:
         "class": "BatchKDE",
         "kernel": {"class": "Rectangle", "bandwidth": 0.5},
         "to_input": True,
+        "coefficient": {"class": "StraightThrough"},
     }
 
 
