@@ -2,6 +2,8 @@
 
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
+from sae_bench.calibrate import calibrate
+from sae_bench.conformance import check_architecture
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
 from sae_bench.loading import load_sae
@@ -17,6 +19,8 @@ __all__ = [
     "InputError",
     "Recipe",
     "SparseAutoencoder",
+    "calibrate",
+    "check_architecture",
     "evaluate",
     "grid",
     "load_sae",

@@ -9,13 +9,10 @@ An ablation is a Python file whose docstring states the question and which defin
 """
 
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import iter_modules
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -27,6 +24,7 @@ from sae_bench.contexts import ContextPolicy, Packed
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS
 from sae_bench.files import write_table
+from sae_bench.modules import load_file
 from sae_bench.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -178,7 +176,7 @@ def load(spec: str) -> Ablation:
         InputError: unknown name, no such file, or a definition is missing in it.
     """
     if spec.endswith(".py"):
-        module = _from_file(Path(spec))
+        module = load_file(Path(spec))
     elif spec in names():
         module = importlib.import_module(f"ablations.{spec}")
     else:
@@ -192,19 +190,6 @@ def load(spec: str) -> Ablation:
         )
     question = (module.__doc__ or "").strip()
     return Ablation(Path(spec).stem, question, *(getattr(module, name) for name in needed))
-
-
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    name = f"ablation file {path.stem}"  # a name that no import can mean
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 __all__ = ["Ablation", "Data", "Preset", "Results", "load", "names"]

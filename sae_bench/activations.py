@@ -1,7 +1,7 @@
 """Activations: from pre-activations to codes. One small frozen object each.
 
-An activation holds no tensors. Those it needs (a threshold) it declares in `parameters`; the SAE
-owns them and hands them back as `own`.
+An activation holds no tensors. Those it needs (a threshold) it declares in `parameters` if they are
+trained and in `buffers` if they are observed; the SAE owns them and hands them back as `own`.
 """
 
 import math
@@ -39,21 +39,40 @@ class Activation(Component):
         """Initial values of the trainable tensors that this activation adds to the SAE."""
         return {}
 
-    def threshold(self, own: Mapping[str, Tensor]) -> Float[Tensor, " d_sae"] | None:
-        """The per-latent threshold in units of pre, or None where there is none."""
+    def buffers(self, d_sae: int) -> dict[str, Tensor]:
+        """Initial values of the tensors that `observe` moves: part of the SAE, without gradient."""
+        return {}
+
+    def threshold(
+        self, own: Mapping[str, Tensor]
+    ) -> Float[Tensor, " d_sae"] | Float[Tensor, ""] | None:
+        """The threshold in units of pre, one a latent or one for all; None where there is none."""
         return None
 
     def __call__(
         self, pre: Float[Tensor, "batch d_sae"], own: Mapping[str, Tensor], estimator: Estimator
     ) -> Latents:
-        """Codes and step of one batch."""
+        """Codes and step of one training batch."""
         raise NotImplementedError
+
+    def infer(
+        self, pre: Float[Tensor, "batch d_sae"], own: Mapping[str, Tensor], estimator: Estimator
+    ) -> Latents:
+        """Codes and step in evaluation; those of training unless an activation says otherwise."""
+        return self(pre, own, estimator)
+
+    def observe(self, latents: Latents, own: Mapping[str, Tensor]) -> None:
+        """Advances the buffers, in place, after a training step on a batch with these latents."""
 
     def project_(self, own: Mapping[str, Tensor]) -> None:
         """Brings the tensors back into their domain after an update, in place."""
 
     def fold_(self, own: Mapping[str, Tensor], s: float) -> None:
         """Rescales the tensors, in place, for pre-activations multiplied by `s`."""
+
+    def at_l0(self, l0: float) -> "Activation | None":
+        """The same activation with its own L0 set to `l0`, or None if it does not fix L0."""
+        return None
 
     def objection_to_step(self, estimator: Estimator) -> str | None:
         """Why a penalty on the step function has no gradient here, or None if it has one."""
@@ -187,8 +206,8 @@ class JumpReLU(Activation):
 
 
 @dataclass(frozen=True)
-class TopK(Activation):
-    """Keeps the k largest pre-activations of each token, then ReLU (arXiv 2406.04093).
+class FixedL0(Activation):
+    """Base of activations whose L0 is given, not learnt: k latents for each token or on average.
 
     Raises:
         InputError: k is no positive integer; k > d_sae when an SAE is built.
@@ -198,15 +217,26 @@ class TopK(Activation):
 
     def __post_init__(self) -> None:
         if not (isinstance(self.k, int) and self.k >= 1):
-            raise InputError(f"TopK: k must be a positive integer, got {self.k}")
+            raise InputError(f"{type(self).__name__}: k must be a positive integer, got {self.k}")
 
     def parameters(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
         """None; checks that k latents exist."""
         if self.k > d_sae:
             raise InputError(
-                f"TopK: k = {self.k} is larger than d_sae = {d_sae}; lower k or raise d_sae"
+                f"{type(self).__name__}: k = {self.k} is larger than d_sae = {d_sae}; "
+                "lower k or raise d_sae"
             )
         return {}
+
+    def objection_to_step(self, estimator: Estimator) -> str | None:
+        """L0 is k by construction."""
+        name = type(self).__name__
+        return f"{name} fixes L0 by construction: a penalty on L0 has no gradient"
+
+
+@dataclass(frozen=True)
+class TopK(FixedL0):
+    """Keeps the k largest pre-activations of each token, then ReLU (arXiv 2406.04093)."""
 
     def __call__(
         self, pre: Float[Tensor, "batch d_sae"], own: Mapping[str, Tensor], estimator: Estimator
@@ -216,6 +246,66 @@ class TopK(Activation):
         f = torch.zeros_like(pre).scatter(-1, index, values.relu())
         return Latents(pre, f, (f > 0).to(pre.dtype))
 
-    def objection_to_step(self, estimator: Estimator) -> str | None:
-        """L0 is k by construction."""
-        return "TopK fixes L0 by construction: a penalty on L0 has no gradient"
+
+@dataclass(frozen=True)
+class BatchTopK(FixedL0):
+    """ReLU, then keeps the k * batch largest values of the batch: k latents a token on average
+    (arXiv 2412.06410).
+
+    In evaluation f = pre * 1[pre > theta], so that a token's codes do not depend on its batch. theta
+    is one number for all latents: the running mean over training batches, bias-corrected, of the
+    smallest positive value that was kept. Before the first batch it is 0 (plain ReLU).
+
+    Args:
+        k: mean number of latents of a token.
+        decay: of the running mean, per training batch. A run of fewer than 1 / (1 - decay) batches
+            averages over all of them, its first ones included.
+
+    Raises:
+        InputError: decay is not in [0, 1).
+    """
+
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.decay < 1:
+            raise InputError(f"BatchTopK: decay must be at least 0 and below 1, got {self.decay}")
+
+    def buffers(self, d_sae: int) -> dict[str, Tensor]:
+        """The uncorrected running mean, and the weight that it has gathered: 1 - decay^batches."""
+        return {"running_threshold": torch.zeros(()), "running_weight": torch.zeros(())}
+
+    def threshold(self, own: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """theta in evaluation."""
+        weight = own["running_weight"]
+        return own["running_threshold"] / weight.where(weight > 0, 1)
+
+    def __call__(
+        self, pre: Float[Tensor, "batch d_sae"], own: Mapping[str, Tensor], estimator: Estimator
+    ) -> Latents:
+        """The k * batch largest of the batch."""
+        values, index = pre.relu().flatten().topk(self.k * len(pre), sorted=False)
+        f = torch.zeros_like(pre).flatten().scatter(0, index, values).view_as(pre)
+        return Latents(pre, f, (f > 0).to(pre.dtype))
+
+    def infer(
+        self, pre: Float[Tensor, "batch d_sae"], own: Mapping[str, Tensor], estimator: Estimator
+    ) -> Latents:
+        """The jump at theta, which gets no gradient."""
+        step = (pre > self.threshold(own)).to(pre.dtype)
+        return Latents(pre, pre * step, step)
+
+    def observe(self, latents: Latents, own: Mapping[str, Tensor]) -> None:
+        """One step of the running mean; a batch in which nothing is on changes nothing."""
+        smallest = latents.f.masked_fill(latents.f <= 0, math.inf).amin()
+        for name, value in (
+            ("running_threshold", smallest),
+            ("running_weight", torch.ones_like(smallest)),
+        ):
+            moved = torch.lerp(value, own[name], self.decay)
+            own[name].copy_(torch.where(smallest.isfinite(), moved, own[name]))
+
+    def fold_(self, own: Mapping[str, Tensor], s: float) -> None:
+        """theta * s."""
+        own["running_threshold"].mul_(s)

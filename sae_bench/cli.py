@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from sae_bench import ablation, plots
+from sae_bench import ablation, conformance, plots, registry
 from sae_bench.cache import ActivationCache
 from sae_bench.contexts import Packed, PerDocument
 from sae_bench.errors import InputError
-from sae_bench.registry import architectures
 from sae_bench.run import run
 from sae_bench.store import RunFolder
 
@@ -126,12 +125,22 @@ def _publish(arguments: argparse.Namespace) -> None:
     _draw(chosen, results, PUBLISHED / "figures" / chosen.name)
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    cls = registry.from_spec(arguments.architecture)
+    failed = conformance.failures(cls)
+    for name, _ in conformance.architecture_checks(cls):
+        print(f"{'FAILED' if name in failed else 'passed'}  {name}")
+        if name in failed:
+            print(f"        {failed[name]}")
+    return 1 if failed else 0
+
+
 def _list(arguments: argparse.Namespace) -> None:
     def first_line(text: str | None) -> str:
         return (text or "").strip().split("\n")[0]
 
     print("architectures")
-    for name, cls in sorted(architectures().items()):
+    for name, cls in sorted(registry.architectures().items()):
         print(f"  {name:16} {first_line(cls.__doc__)}")
     print("ablations")
     for name in ablation.names():
@@ -216,6 +225,9 @@ def parser() -> argparse.ArgumentParser:
         "--folder", type=Path, default=None, help="its folder (None: results/runs/ABLATION)"
     )
 
+    check = command("check", _check, "Run the conformance suite on an architecture of your own.")
+    check.add_argument("architecture", help="module:Class, or path/to/file.py:Class")
+
     command("list", _list, "List architectures and ablations.")
     return top
 
@@ -229,11 +241,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            arguments.action(arguments)
+            return arguments.action(arguments) or 0
         except InputError as error:
             print(f"sae-bench: error: {error}", file=sys.stderr)
             return 2
-    return 0
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

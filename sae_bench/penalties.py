@@ -53,6 +53,10 @@ class Penalty(Component):
         """coefficient * value."""
         return self.coefficient * self.value(latents, W_dec)
 
+    def at_l0(self, l0: float) -> "Penalty | None":
+        """The same penalty with its target set to `l0`, or None if it has no target."""
+        return None
+
     # What estimators other than the plain batch one need to know (see `samples`).
 
     @property
@@ -157,6 +161,10 @@ class TargetL0(Penalty):
     positive = ("target",)
     through_step = True
 
+    def at_l0(self, l0: float) -> "Penalty":
+        """target = l0."""
+        return self.replace(target=float(l0))
+
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """Mean over the batch of (L0 / target - 1)^2."""
         return (latents.step.sum(-1) / self.target - 1).square().mean()
@@ -178,6 +186,10 @@ class TargetMeanL0(Penalty):
     units: ClassVar = {"coefficient": 2}
     positive = ("target",)
     through_step = True
+
+    def at_l0(self, l0: float) -> "Penalty":
+        """target = l0."""
+        return self.replace(target=float(l0))
 
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """(mean over the batch of L0 / target - 1)^2."""

@@ -73,6 +73,16 @@ class Recipe(Component):
         """Optimiser steps: whole batches in `tokens`."""
         return self.tokens // self.batch_size
 
+    def shortened(self, share: float) -> "Recipe":
+        """The same shape in `share` of the tokens: warm-ups and decay shrink alike (at least one
+        batch)."""
+        return self.replace(
+            tokens=max(self.batch_size, int(share * self.tokens)),
+            lr_warmup=int(share * self.lr_warmup),
+            lr_decay=int(share * self.lr_decay),
+            penalty_warmup=int(share * self.penalty_warmup),
+        )
+
     def lr_factor(self, step: int) -> float:
         """Factor on all learning rates at `step` (from 0)."""
         rise = min((step + 1) / self.lr_warmup, 1.0) if self.lr_warmup else 1.0
