@@ -26,6 +26,7 @@ from sae_bench.evaluate import LM_TOKENS
 from sae_bench.files import write_table
 from sae_bench.modules import load_file
 from sae_bench.recipe import Recipe
+from sae_bench.text import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +42,7 @@ class Data(Component):
 
     model: str = "smollm2"
     site: str = "layers.9.resid_post"
-    text: str = "documentation"
+    text: str | Text = "documentation"
     tokens: int = 98_304
     held_out_tokens: int = 16_384
     context: ContextPolicy = Packed(256)
@@ -188,6 +189,8 @@ def load(spec: str) -> Ablation:
         raise InputError(
             f"{spec}: an ablation must define {', '.join(needed)}; {absent[0]} is missing"
         )
+    if not module.PRESETS:
+        raise InputError(f"{spec}: PRESETS is empty; define at least one")
     question = (module.__doc__ or "").strip()
     return Ablation(Path(spec).stem, question, *(getattr(module, name) for name in needed))
 

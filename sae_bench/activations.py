@@ -7,7 +7,7 @@ trained and in `buffers` if they are observed; the SAE owns them and hands them 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from jaxtyping import Float
@@ -228,6 +228,10 @@ class FixedL0(Activation):
             )
         return {}
 
+    def at_l0(self, l0: float) -> Self:
+        """k = l0, rounded."""
+        return self.replace(k=round(l0))
+
     def objection_to_step(self, estimator: Estimator) -> str | None:
         """L0 is k by construction."""
         name = type(self).__name__
@@ -252,9 +256,9 @@ class BatchTopK(FixedL0):
     """ReLU, then keeps the k * batch largest values of the batch: k latents a token on average
     (arXiv 2412.06410).
 
-    In evaluation f = pre * 1[pre > theta], so that a token's codes do not depend on its batch. theta
-    is one number for all latents: the running mean over training batches, bias-corrected, of the
-    smallest positive value that was kept. Before the first batch it is 0 (plain ReLU).
+    In evaluation f = pre * 1[pre > theta], so that a token's codes do not depend on its batch.
+    theta is one number for all latents: the running mean over training batches, bias-corrected, of
+    the smallest positive value that was kept. Before the first batch it is 0 (plain ReLU).
 
     Args:
         k: mean number of latents of a token.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from sae_bench.components import Component, digest, to_plain
+from sae_bench.components import Component, digest, source_digest, to_plain
 from sae_bench.errors import InputError
 from sae_bench.recipe import Recipe
 from sae_bench.sae import SparseAutoencoder
@@ -64,14 +64,36 @@ class Arm:
         return self.architecture(d_in, self.d_sae, seed=self.seed, **self.slots)
 
     def record(self) -> dict[str, Any]:
-        """JSON-ready description of everything that decides the result but the data."""
-        return {
+        """JSON-ready description of everything that decides the result but the data; for classes
+        of the user's own that includes a hash of their code."""
+        record = {
             "architecture": self.architecture.__name__,
             "d_sae": self.d_sae,
             "seed": self.seed,
             "slots": to_plain(dict(self.slots)),
             "recipe": self.recipe.record(),
         }
+        parts = [type(value) for value in self.slots.values() if isinstance(value, Component)]
+        source = source_digest([self.architecture, *parts])
+        return {**record, "source": source} if source else record
+
+    @property
+    def series(self) -> str:
+        """The line in a figure that the arm belongs to: its name, and the kinds of those slots
+        that are of another kind than the architecture's defaults."""
+        defaults = self.architecture.slot_defaults()
+        changed = [
+            value.kind if isinstance(value, Component) else f"{name}={value}"
+            for name, value in self.slots.items()
+            if _kind(value) != _kind(defaults[name])
+        ]
+        return " + ".join([self.name, *changed])
+
+    @property
+    def setting(self) -> str:
+        """Hash of everything but the seeds: arms that differ in their seeds alone share it."""
+        record = {**self.record(), "seed": 0}
+        return digest({**record, "recipe": self.recipe.replace(data_seed=0).record()}, 8)
 
     @property
     def key(self) -> str:
@@ -89,6 +111,8 @@ class Arm:
         }
         return {
             "arm": self.key,
+            "series": self.series,
+            "setting": self.setting,
             "architecture": self.name,
             "activation": activation.label,
             "penalty": penalty.label_without("coefficient"),
@@ -103,6 +127,10 @@ class Arm:
             "data_seed": self.recipe.data_seed,
             "train_tokens": self.recipe.steps * self.recipe.batch_size,
         }
+
+
+def _kind(value: Any) -> Any:
+    return value.kind if isinstance(value, Component) else value
 
 
 def grid(

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -9,17 +10,32 @@ from torch import Tensor
 
 from sae_bench.components import Component
 from sae_bench.errors import InputError
-from sae_bench.estimator import Bandwidth, Estimator, State
+from sae_bench.estimator import Bandwidth, Estimator, KernelEstimator, State
 from sae_bench.kernels import Kernel
 from sae_bench.samples import Present, Samples
 
 NEAR = 3.0
-"""The spread of pre-activations is measured within this many bandwidths of the threshold."""
+"""The spread of pre-activations is measured within this many standard deviations of the window
+(eps sqrt(mu2): in bandwidths, equal k would not lead to equal windows across kernels)."""
 
 
 @dataclass(frozen=True)
 class BandwidthRule(Component):
-    """How a latent's next bandwidth follows from what was seen near its threshold."""
+    """How a latent's next bandwidth follows from what was seen near its threshold.
+
+    Raises:
+        InputError: one of the `positive` fields is not a positive number.
+    """
+
+    positive: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for field in self.positive:
+            if not 0 < getattr(self, field) < math.inf:
+                raise InputError(
+                    f"{type(self).__name__}: {field} must be a positive number, "
+                    f"got {getattr(self, field)}"
+                )
 
     def next(
         self,
@@ -33,8 +49,8 @@ class BandwidthRule(Component):
 
         Args:
             bandwidth: of this step.
-            spread: running standard deviation of pre - theta among near samples.
-            near: running number of samples a step within NEAR bandwidths.
+            spread: running root mean square of pre - theta among near samples.
+            near: running number of samples a step within NEAR standard deviations of the window.
             inside: running number of samples a step with K > 0.
             kernel: the kernel.
         """
@@ -49,6 +65,8 @@ class SpreadRule(BandwidthRule):
         k: width of the window in spreads, for one sample.
         rate: 1/3 for straight-through coefficients (bias of order eps), 1/5 for exact jumps.
     """
+
+    positive = ("k", "rate")
 
     k: float = 1.0
     rate: float = 1 / 3
@@ -70,6 +88,8 @@ class SpreadRule(BandwidthRule):
 class TargetCount(BandwidthRule):
     """eps_i <- eps_i (m / n_i)^eta, n_i the samples inside the window: steers each latent to `m`
     samples a step. At most a factor of 2 a step."""
+
+    positive = ("m", "eta")
 
     m: float = 4.0
     eta: float = 0.1
@@ -98,13 +118,17 @@ class PersistentBandwidth(Estimator):
         decay: of the running spread and counts.
     """
 
-    inner: Estimator
+    inner: KernelEstimator
     rule: BandwidthRule = SpreadRule()
     low: float = 0.1
     high: float = 10.0
     decay: float = 0.99
 
     def __post_init__(self) -> None:
+        if not isinstance(self.inner, KernelEstimator):
+            raise InputError(
+                f"PersistentBandwidth: needs an estimator around a kernel, got {self.inner!r:.60}"
+            )
         if not (0 < self.low <= 1 <= self.high and 0 <= self.decay < 1):
             raise InputError(
                 "PersistentBandwidth: 0 < low <= 1 <= high and 0 <= decay < 1 are needed, "
@@ -128,10 +152,16 @@ class PersistentBandwidth(Estimator):
         start = torch.full((d_sae,), self.kernel.bandwidth)
         return {"bandwidth": start, "seen": torch.zeros(()), **running, **inner}
 
-    def reach(self, state: State) -> Bandwidth:
-        """Whatever the kernel, the spread or the inner estimator needs."""
-        mine = max(self.kernel.reach, NEAR) * state["bandwidth"]
-        return mine.clamp(min=self.inner.reach(_inner(state)))
+    @property
+    def near(self) -> float:
+        """Largest |u| of the samples that the spread is measured on."""
+        return NEAR * math.sqrt(self.kernel.variance)
+
+    def reach(self, state: State, bandwidth: Bandwidth | None = None) -> Bandwidth:
+        """What the inner estimator needs at these bandwidths, or the spread."""
+        width = state["bandwidth"]
+        inner = torch.as_tensor(self.inner.reach(_inner(state), width))
+        return torch.maximum(inner, self.near * width)
 
     def estimate(
         self,
@@ -147,9 +177,9 @@ class PersistentBandwidth(Estimator):
         distance = samples.pre - present.theta[samples.latent]
         u = (distance / width[samples.latent]).abs()
         seen = {
-            "near": (u < NEAR).to(width.dtype),
-            "inside": (u < self.kernel.reach).to(width.dtype),
-            "squares": (u < NEAR) * distance.square(),
+            "near": samples.weight * (u < self.near),
+            "inside": samples.weight * (u < self.kernel.reach),
+            "squares": samples.weight * (u < self.near) * distance.square(),
         }
         running = {
             name: self.decay * state[name]

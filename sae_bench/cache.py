@@ -193,6 +193,9 @@ class ActivationCache(ActivationSource):
         Raises:
             InputError: values are not finite or all zero, or a side of the split has no rows.
         """
+        if not isinstance(x, Tensor):
+            kind = type(x).__name__
+            raise InputError(f"activations must be a torch.Tensor, got {kind}; use torch.tensor(x)")
         if x.ndim != 2 or not x.is_floating_point():
             raise InputError(f"activations must be floats (tokens, d_in), got {tuple(x.shape)}")
         kept = len(x) - round(held_out * len(x))

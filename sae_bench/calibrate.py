@@ -21,6 +21,9 @@ LADDER = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
 STEP = 30.0
 """A coefficient is extrapolated by at most this factor beyond those that were run."""
 
+CLOSE = 1.03
+"""A pilot within this ratio of the wanted L0 is not refined."""
+
 FLAT = 0.1
 """L0 counts as saturated where it falls by less than coefficient^-0.1."""
 
@@ -87,7 +90,7 @@ def calibrate(
     l0: Sequence[float],
     *,
     share: float = 0.25,
-    rounds: int = 3,
+    rounds: int = 4,
     tolerance: float = 1.1,
     device: str | torch.device | None = None,
 ) -> list[Arm]:
@@ -168,11 +171,13 @@ def _run_round(
         if first:
             wanted = [search.coefficient * factor for factor in LADDER]
         else:
-            wanted = [search.proposal(value) for value in l0]
+            wanted = [search.proposal(value) for value in l0 if search.miss(value) > CLOSE]
         for coefficient in dict.fromkeys(wanted):
             if coefficient not in search.runs:
                 runs.append(search.at(coefficient))
                 pilots[runs[-1].key] = search
+    if not runs:
+        return
     for trained in train(runs, source, device=device):
         pilots[trained.arm.key].add(trained)
     for search in pilots.values():

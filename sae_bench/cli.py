@@ -13,11 +13,14 @@ from sae_bench import ablation, conformance, plots, registry
 from sae_bench.cache import ActivationCache
 from sae_bench.contexts import Packed, PerDocument
 from sae_bench.errors import InputError
+from sae_bench.files import write_table
+from sae_bench.loading import load_sae
+from sae_bench.noise import gradient_noise, standard
 from sae_bench.run import run
 from sae_bench.store import RunFolder
 
 SHOWN = {
-    "architecture": "architecture",
+    "series": "arm",
     "setting": "setting",
     "seed": "seed",
     "l0": "L0",
@@ -113,7 +116,10 @@ def _figures(arguments: argparse.Namespace) -> None:
         chosen, folder = ablation.load(arguments.ablation), arguments.folder
         _draw(chosen, ablation.Results.read(folder), folder / "figures")
         return
-    for name in ablation.published_names(PUBLISHED):
+    found = ablation.published_names(PUBLISHED)
+    if not found:
+        raise InputError(f"{PUBLISHED / 'tables'}: nothing is published; run `sae-bench publish`")
+    for name in found:
         results = ablation.Results.published(name, PUBLISHED)
         _draw(ablation.load(name), results, PUBLISHED / "figures" / name)
 
@@ -123,6 +129,31 @@ def _publish(arguments: argparse.Namespace) -> None:
     ablation.Results.read(arguments.folder).publish(chosen.name, PUBLISHED)
     results = ablation.Results.published(chosen.name, PUBLISHED)
     _draw(chosen, results, PUBLISHED / "figures" / chosen.name)
+
+
+def _noise(arguments: argparse.Namespace) -> None:
+    path = arguments.out / "noise.csv"
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another --out, or remove it")
+    sae = load_sae(arguments.sae)
+    cache = ActivationCache.open(arguments.cache, device=arguments.device)
+    kernel = sae.kernel.kernel.rescaled(1 / cache.scale)
+    if arguments.bandwidth is not None:
+        kernel = kernel.replace(bandwidth=arguments.bandwidth)
+    table = gradient_noise(
+        sae,
+        cache,
+        standard(kernel, arguments.memory),
+        batch_size=arguments.batch_size,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        block=arguments.block,
+        device=arguments.device,
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_table(path, table)
+    drawn, *_ = plots.save(plots.noise_panels(table), arguments.out, "noise")
+    print(f"table: {path}\nfigure: {drawn}")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -148,6 +179,13 @@ def _list(arguments: argparse.Namespace) -> None:
         print(f"  {name:16} {first_line(loaded.question)} (presets: {', '.join(loaded.presets)})")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except None, which each help text explains."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     top = argparse.ArgumentParser(
@@ -161,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_HelpFormatter,
         )
         added.set_defaults(action=action)
         return added
@@ -181,13 +219,17 @@ def parser() -> argparse.ArgumentParser:
         default="documentation",
         help="hub data set, .txt/.jsonl/.parquet file or folder, or documentation",
     )
-    cache.add_argument("--tokens", type=int, default=100_000, help="training tokens, at least")
-    cache.add_argument("--held-out-tokens", type=int, default=16_384, help="evaluation tokens")
+    cache.add_argument(
+        "--tokens", type=int, default=100_000, help="training tokens, rounded up to whole shards"
+    )
+    cache.add_argument(
+        "--held-out-tokens", type=int, default=16_384, help="evaluation tokens, rounded up likewise"
+    )
     cache.add_argument("--context", type=int, default=256, help="tokens a context, BOS included")
     cache.add_argument("--per-document", action="store_true", help="do not pack across documents")
     cache.add_argument("--dtype", default="float32", help="storage: float32, bfloat16, float16")
     cache.add_argument("--model-dtype", default="float32", help="the model's: likewise")
-    cache.add_argument("--device", default=None, help="cpu, cuda, ... (None: the accelerator)")
+    cache.add_argument("--device", default=None, help="cpu, cuda, ... (default: the accelerator)")
     cache.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
     )
@@ -196,23 +238,25 @@ def parser() -> argparse.ArgumentParser:
         "run", _run, "Train and evaluate every arm of an ablation, then draw its figures."
     )
     grid.add_argument("ablation", help="a name from `sae-bench list`, or the path of a .py file")
-    grid.add_argument("--preset", default=None, help="a preset of the ablation (None: its first)")
-    grid.add_argument("--out", type=Path, default=None, help="folder (None: results/runs/ABLATION)")
+    grid.add_argument("--preset", default=None, help="a preset (default: the first)")
+    grid.add_argument(
+        "--out", type=Path, default=None, help="folder (default: results/runs/ABLATION)"
+    )
     for name, text in (("model", "model"), ("site", "site"), ("text", "text")):
         grid.add_argument(f"--{name}", default=None, help=f"another {text} than the preset's")
     grid.add_argument("--tokens", type=int, default=None, help="another size of the cache")
     grid.add_argument("--d-sae", type=int, default=None, help="another number of latents")
-    grid.add_argument("--device", default=None, help="cpu, cuda, ... (None: the accelerator)")
+    grid.add_argument("--device", default=None, help="cpu, cuda, ... (default: the accelerator)")
     grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
 
     figures = command(
         "figures", _figures, "Draw the figures of a finished run again, from its tables."
     )
     figures.add_argument(
-        "ablation", nargs="?", help="the ablation that was run (None: all published tables)"
+        "ablation", nargs="?", help="the ablation that was run (default: all published tables)"
     )
     figures.add_argument(
-        "--folder", type=Path, default=None, help="its folder (None: results/runs/ABLATION)"
+        "--folder", type=Path, default=None, help="its folder (default: results/runs/ABLATION)"
     )
 
     publish = command(
@@ -222,8 +266,27 @@ def parser() -> argparse.ArgumentParser:
     )
     publish.add_argument("ablation", help="the ablation that was run")
     publish.add_argument(
-        "--folder", type=Path, default=None, help="its folder (None: results/runs/ABLATION)"
+        "--folder", type=Path, default=None, help="its folder (default: results/runs/ABLATION)"
     )
+
+    noise = command(
+        "noise", _noise, "Measure bias and noise of threshold gradients of a trained SAE."
+    )
+    noise.add_argument("sae", type=Path, help="folder of a saved SAE with trainable thresholds")
+    noise.add_argument("--cache", type=Path, required=True, help="folder of a cache of its site")
+    noise.add_argument("--out", type=Path, required=True, help="folder for table and figure")
+    noise.add_argument("--batch-size", type=int, default=1024, help="tokens of a batch")
+    noise.add_argument("--steps", type=int, default=None, help="batches (None: one epoch)")
+    noise.add_argument("--memory", type=int, default=8, help="steps that estimators remember")
+    noise.add_argument("--block", type=int, default=16, help="batches a block, >= 2 memories")
+    noise.add_argument(
+        "--bandwidth",
+        type=float,
+        default=None,
+        help="of the kernel, as in an arm (None: the SAE's)",
+    )
+    noise.add_argument("--seed", type=int, default=0, help="of the order of the batches")
+    noise.add_argument("--device", default=None, help="cpu, cuda, ... (default: the accelerator)")
 
     check = command("check", _check, "Run the conformance suite on an architecture of your own.")
     check.add_argument("architecture", help="module:Class, or path/to/file.py:Class")

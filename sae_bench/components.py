@@ -7,8 +7,9 @@ from its fields, so a record can never omit what was used.
 
 import dataclasses
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from sae_bench.errors import InputError
@@ -34,6 +35,11 @@ class Component:
         fields = [field.name for field in dataclasses.fields(self) if field.name not in hidden]
         shown = ", ".join(label_of(getattr(self, name)) for name in fields)
         return f"{type(self).__name__}({shown})" if shown else type(self).__name__
+
+    @property
+    def kind(self) -> str:
+        """What sort of thing it is, numbers aside: arms of one kind make one line in a figure."""
+        return type(self).__name__
 
     def record(self) -> dict[str, Any]:
         """JSON-ready description from which `from_record` makes an equal object."""
@@ -162,3 +168,23 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list):
         return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+OURS = ("sae_bench", "architectures")
+
+
+def source_digest(classes: Iterable[type]) -> str | None:
+    """Hash of the source code of those classes that are not this project's own, their bases
+    included; None if there are none. What was computed with a user's class belongs to its code.
+
+    A class whose source cannot be found (typed into a bare interpreter) counts by its name.
+    """
+    sources = {}
+    for cls in {base for given in classes for base in given.__mro__}:
+        if cls.__module__.split(".")[0] in (*OURS, "builtins", "torch", "abc", "typing"):
+            continue
+        try:
+            sources[cls.__qualname__] = inspect.getsource(cls)
+        except (OSError, TypeError):
+            sources[cls.__qualname__] = ""
+    return digest(sources) if sources else None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.components import Component, label_of
@@ -46,8 +46,13 @@ class Estimator(Component):
         """The state before the first step."""
         return {}
 
-    def reach(self, state: State) -> Bandwidth:
-        """Distance from the threshold within which samples are needed, in units of pre."""
+    def reach(self, state: State, bandwidth: Bandwidth | None = None) -> Bandwidth:
+        """Distance from the threshold within which samples are needed, in units of pre.
+
+        Args:
+            state: as left by the step before.
+            bandwidth: as in `estimate`.
+        """
         raise NotImplementedError
 
     def estimate(
@@ -90,28 +95,49 @@ class KernelEstimator(Estimator):
     @property
     def label(self) -> str:
         """The class name, the kernel, and by name whatever differs from its default."""
+        return self._named(self.kernel.label)
+
+    @property
+    def kind(self) -> str:
+        """The label without the kernel's bandwidth."""
+        return self._named(self.kernel.kind)
+
+    def _named(self, kernel: str) -> str:
         changed = [
             f"{field.name}={label_of(getattr(self, field.name))}"
             for field in dataclasses.fields(self)
             if field.name != "kernel" and getattr(self, field.name) != field.default
         ]
-        return f"{type(self).__name__}({', '.join([self.kernel.label, *changed])})"
+        return f"{type(self).__name__}({', '.join([kernel, *changed])})"
 
-    def reach(self, state: State) -> Bandwidth:
+    def reach(self, state: State, bandwidth: Bandwidth | None = None) -> Bandwidth:
         """The reach of the kernel."""
-        return self.kernel.reach * self.kernel.bandwidth
+        return self.kernel.reach * self.width(bandwidth)
+
+    def width(self, bandwidth: Bandwidth | None) -> Bandwidth:
+        """The bandwidth given, or else the kernel's own."""
+        return self.kernel.bandwidth if bandwidth is None else bandwidth
+
+    def pull(
+        self, samples: Samples, present: Present, width: Bandwidth
+    ) -> Float[Tensor, " *shape"]:
+        """weight * coefficient * K(u) / eps of every sample; the values of `present` and `width`
+        broadcast against those of the samples."""
+        kernel = self.kernel.density((samples.pre - present.theta) / width)
+        return samples.weight * self.coefficient(samples, present) * kernel / width
 
     def density(
         self, samples: Samples, present: Present, bandwidth: Bandwidth | None
     ) -> Float[Tensor, " d_sae"]:
-        """sum over samples of weight * coefficient * K(u) / eps, for each latent."""
-        width = self.kernel.bandwidth if bandwidth is None else bandwidth
-        if isinstance(width, Tensor):
-            width = width[samples.latent]
-        distance = samples.pre - present.theta[samples.latent]
-        pull = self.coefficient(samples, present) * self.kernel.density(distance / width) / width
-        total = torch.zeros_like(present.theta)
-        return total.index_add_(0, samples.latent.flatten(), (samples.weight * pull).flatten())
+        """The sum of the pulls of each latent's samples."""
+        latent = samples.latent
+        pull = self.pull(samples, present.at(latent), at(self.width(bandwidth), latent))
+        return torch.zeros_like(present.theta).index_add_(0, latent, pull)
+
+
+def at(width: Bandwidth, latent: Int[Tensor, " samples"]) -> float | Float[Tensor, " samples"]:
+    """The width that belongs to each sample."""
+    return width[latent] if isinstance(width, Tensor) else width
 
 
 @dataclass(frozen=True)

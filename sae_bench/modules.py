@@ -12,7 +12,7 @@ def load_file(path: Path) -> ModuleType:
     """Runs a Python file as a module, under a name that no import can mean.
 
     Raises:
-        InputError: no such file.
+        InputError: no such file, or one that cannot be imported.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -22,5 +22,8 @@ def load_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise InputError(f"{path}: {error}") from None
     return module

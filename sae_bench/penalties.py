@@ -66,10 +66,10 @@ class Penalty(Component):
         return 0.0
 
     def slope(
-        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
-    ) -> Float[Tensor, " *shape"]:
+        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *#shape"]
+    ) -> Float[Tensor, " *#shape"]:
         """Derivative of a token's unit-coefficient penalty with respect to a code f of a latent
-        with decoder norm `norms`, steps aside. Zero unless the penalty charges codes."""
+        with decoder norm `norms` (broadcast against f), steps aside. Zero unless the penalty charges codes."""
         return torch.zeros_like(f)
 
     def jump(
@@ -89,7 +89,7 @@ class Penalty(Component):
         if not self.through_step:
             return torch.zeros((), dtype=step.dtype, device=step.device).expand_as(step)
         value = self.value(Latents(latents.pre.detach(), latents.f.detach(), step), W_dec.detach())
-        return len(step) * torch.autograd.grad(value, step)[0]
+        return torch.autograd.grad(len(step) * value, step)[0]
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class L1(Penalty):
         return latents.f.sum() / len(latents.f)
 
     def slope(
-        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
-    ) -> Float[Tensor, " *shape"]:
+        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *#shape"]
+    ) -> Float[Tensor, " *#shape"]:
         """1."""
         return torch.ones_like(f)
 
@@ -132,8 +132,8 @@ class RIL1(Penalty):
         return (latents.f.sum(0) * W_dec.norm(dim=1)).sum() / len(latents.f)
 
     def slope(
-        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
-    ) -> Float[Tensor, " *shape"]:
+        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *#shape"]
+    ) -> Float[Tensor, " *#shape"]:
         """||d_i||."""
         return norms
 
@@ -211,8 +211,8 @@ class Tanh(Penalty):
         return (self.c * latents.f * W_dec.norm(dim=1)).tanh().sum() / len(latents.f)
 
     def slope(
-        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
-    ) -> Float[Tensor, " *shape"]:
+        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *#shape"]
+    ) -> Float[Tensor, " *#shape"]:
         """c ||d_i|| / cosh(c f_i ||d_i||)^2."""
         return self.c * norms * (1 - (self.c * f * norms).tanh().square())
 

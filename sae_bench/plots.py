@@ -10,9 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-SETTING = ["activation", "penalty", "coefficient", "kernel", "d_sae", "eval_set"]
-"""Columns that tell the points of one architecture apart; what else differs is averaged."""
-
 COLOURS: Mapping[str, str] = {
     "ReLU": "#0072B2",
     "TopK": "#E69F00",
@@ -20,15 +17,28 @@ COLOURS: Mapping[str, str] = {
     "JumpReLU": "#D55E00",
     "BatchTopK": "#CC79A7",
     "Matryoshka": "#56B4E9",
+    "GatedRIL1": "#00543D",
 }
-"""One colour an architecture, the same in every figure (Okabe and Ito's colour-blind-safe set)."""
+"""One colour an architecture, the same in every figure (Okabe and Ito's colour-blind-safe set and a
+dark green)."""
 
 SPARE = ("#000000", "#8C6D31", "#7B4FA3", "#999999")
-MARKERS: Mapping[str, str] = {"ReLU": "o", "TopK": "s", "Gated": "^", "JumpReLU": "D"}
+MARKERS: Mapping[str, str] = {
+    "ReLU": "o",
+    "TopK": "s",
+    "Gated": "^",
+    "JumpReLU": "D",
+    "BatchTopK": "P",
+    "Matryoshka": "X",
+    "GatedRIL1": "v",
+}
 LABELS: Mapping[str, str] = {
     "l0": "L0 (mean latents on per token)",
     "fvu": "FVU",
     "delta_lm_loss": "Delta LM loss (nats)",
+    "relative_noise": "noise / signal of a step",
+    "variance": "variance of a step",
+    "integrated_variance": "integrated variance",
 }
 STYLE = {
     "font.size": 8,
@@ -68,7 +78,7 @@ def save(drawn: Figure, folder: Path, name: str) -> list[Path]:
 
 @mpl.rc_context(STYLE)
 def frontier(
-    table: pd.DataFrame, axes: Axes, *, y: str = "fvu", x: str = "l0", by: str = "architecture"
+    table: pd.DataFrame, axes: Axes, *, y: str = "fvu", x: str = "l0", by: str = "series"
 ) -> Axes:
     """A Pareto frontier on log-log axes: one line a series, one marker a setting.
 
@@ -85,7 +95,7 @@ def frontier(
         high = rows[f"{y}_high"] if f"{y}_high" in rows else rows[y]
         points = (
             rows.assign(low=low, high=high)
-            .groupby(SETTING, sort=False, dropna=False)
+            .groupby(["setting", "eval_set"], sort=False)
             .agg(x=(x, "mean"), y=(y, "mean"), low=("low", "min"), high=("high", "max"))
             .sort_values("x")
         )
@@ -118,25 +128,31 @@ def frontier(
 
 @mpl.rc_context(STYLE)
 def frequency_histogram(
-    table: pd.DataFrame, frequencies: pd.DataFrame, axes: Axes, *, bins: int = 40
+    table: pd.DataFrame,
+    frequencies: pd.DataFrame,
+    axes: Axes,
+    *,
+    bins: int = 40,
+    color: str | None = None,
 ) -> Axes:
-    """Histograms of log10 firing frequency, one outline a row of `table` (dark: large L0).
+    """Histograms of log10 firing frequency, one outline a row of `table` (dark: large L0), in
+    `color` or the series' own.
 
     Counts of latents on a logarithmic axis; latents that never fired have no logarithm and are left
     out, those below 1e-5 are in the first bin. Dashed lines mark 1% and 10%.
     """
     rows = table.merge(frequencies, on=["arm", "eval_set"]).sort_values("l0")
     edges = np.linspace(-5, 0, bins + 1)
-    for shade, (_, row) in zip(np.linspace(0.3, 1, len(rows)), rows.iterrows(), strict=True):
+    for shade, (_, row) in zip(np.linspace(1, 0.3, len(rows))[::-1], rows.iterrows(), strict=True):
         fired = np.asarray(row["frequency"])
         counts, _ = np.histogram(np.log10(fired[fired > 0]).clip(edges[0], edges[-1]), edges)
         axes.stairs(
             counts,
             edges,
-            color=colours([row["architecture"]])[row["architecture"]],
+            color=color or colours([row["series"]])[row["series"]],
             alpha=shade,
             linewidth=1.1,
-            label=f"L0 {row['l0']:.0f}",
+            label=f"L0 {row['l0']:.0f}, dead {row['dead']:.0%}",
         )
     for rate in (-2, -1):
         axes.axvline(rate, color="grey", linestyle="--", linewidth=0.6)
@@ -146,9 +162,47 @@ def frequency_histogram(
 
 
 @mpl.rc_context(STYLE)
+def noise(table: pd.DataFrame, axes: Axes, *, y: str = "relative_noise") -> Axes:
+    """A column of a table of `gradient_noise` against firing frequency on log-log axes: one line
+    for each estimator and batch size, one marker a bucket; dashed where the coefficient is not
+    straight-through. Buckets that never fired, and values that are not positive, are left out.
+    """
+    smallest = table["batch_size"].min()
+    groups = table.groupby(["estimator", "batch_size"], sort=False)
+    palette = mpl.color_sequences["tab20"]
+    for index, ((estimator, batch_size), rows) in enumerate(groups):
+        shown = rows[(rows["frequency"] > 0) & (rows[y] > 0)].sort_values("frequency")
+        axes.plot(
+            shown["frequency"],
+            shown[y],
+            color=palette[index % len(palette)],
+            linestyle="-" if rows["coefficient"].iloc[0] == "StraightThrough" else "--",
+            marker="o",
+            markersize=3,
+            linewidth=1.1,
+            label=estimator if batch_size == smallest else f"{estimator}, batch {batch_size}",
+        )
+    axes.set(xscale="log", yscale="log", xlabel="firing frequency", ylabel=LABELS.get(y, y))
+    axes.grid(alpha=0.25, linewidth=0.5)
+    return axes
+
+
+@mpl.rc_context(STYLE)
+def noise_panels(table: pd.DataFrame) -> Figure:
+    """Noise to signal, variance of a step and integrated variance of a table of `gradient_noise`,
+    side by side, with one legend below."""
+    columns = ("relative_noise", "variance", "integrated_variance")
+    drawn = figure(9.0, 4.2, 1, len(columns))
+    for y, axes in zip(columns, drawn.axes, strict=True):
+        noise(table, axes, y=y)
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=6)
+    return drawn
+
+
+@mpl.rc_context(STYLE)
 def comparison(table: pd.DataFrame, frequencies: pd.DataFrame) -> dict[str, Figure]:
     """The standard figures of a run: FVU and delta LM loss against L0, and firing-frequency
-    histograms with one panel an architecture."""
+    histograms with one panel a series."""
     drawn = {}
     for name in ("fvu", "delta_lm_loss"):
         if table[name].notna().any():
@@ -156,16 +210,17 @@ def comparison(table: pd.DataFrame, frequencies: pd.DataFrame) -> dict[str, Figu
             axes = frontier(table, drawn[f"{name}_vs_l0"].axes[0], y=name)
             axes.legend(*axes.get_legend_handles_labels())
     trained = table.dropna(subset=["l0"])
-    architectures = list(dict.fromkeys(trained["architecture"]))
-    if architectures:
-        rows = -(-len(architectures) // 2)
+    series = list(dict.fromkeys(trained["series"]))
+    palette = colours(list(dict.fromkeys(table["series"])))
+    if series:
+        rows = -(-len(series) // 2)
         histograms = figure(6.8, 2.2 * rows, rows, 2)
-        for axes in histograms.axes[len(architectures) :]:
+        for axes in histograms.axes[len(series) :]:
             axes.remove()
-        for architecture, axes in zip(architectures, histograms.axes, strict=False):
-            part = trained[trained["architecture"] == architecture]
-            frequency_histogram(part, frequencies, axes)
-            axes.set_title(architecture)
+        for name, axes in zip(series, histograms.axes, strict=False):
+            part = trained[trained["series"] == name]
+            frequency_histogram(part, frequencies, axes, color=palette[name])
+            axes.set_title(name)
             axes.legend(fontsize=6, loc="upper left")
         top = max(axes.get_ylim()[1] for axes in histograms.axes)
         for axes in histograms.axes:

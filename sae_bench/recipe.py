@@ -22,8 +22,8 @@ class Recipe(Component):
         lr_decay: steps of a linear fall to zero at the end.
         penalty_warmup: steps of a linear rise of the penalty's coefficient.
         clip: largest norm of the gradient over all parameters; None: no clipping.
-        centre: start b_dec at the mean of the first batch instead of zero, so that a short run does
-            not spend its steps on the mean.
+        centre: start b_dec at the mean of the first batch (not of the whole source) instead of
+            zero, so that a short run does not spend its steps on the mean.
         data_seed: draws the order of the data.
         autocast: matrix products in bfloat16, parameters and thresholds in float32.
         compile: run the loss through `torch.compile`.
@@ -72,6 +72,11 @@ class Recipe(Component):
     def steps(self) -> int:
         """Optimiser steps: whole batches in `tokens`."""
         return self.tokens // self.batch_size
+
+    @property
+    def ends_warm(self) -> bool:
+        """Whether warm-ups and decay fit into the run."""
+        return max(self.lr_warmup + self.lr_decay, self.penalty_warmup) <= self.steps
 
     def shortened(self, share: float) -> "Recipe":
         """The same shape in `share` of the tokens: warm-ups and decay shrink alike (at least one

@@ -67,6 +67,7 @@ class Meter:
         frequent = float(frequency[frequency > 0.1].sum())
         return {
             "tokens": n,
+            "documents": len(np.unique(documents)),
             "l0": mean_l0,
             "l0_std": float(l0.std()),
             "fvu": float(error.sum() / moments.deviation.sum()),
@@ -88,7 +89,8 @@ def measure(
     """Reconstruction metrics of SAEs that take raw activations, in the mode they are in; each chunk
     is read once for all.
 
-    tokens: rows measured, special positions excluded by the cache. l0: mean count of f > 0, and
+    tokens, documents: rows measured (special positions are not in the cache) and the number of
+    documents they come from. l0: mean count of f > 0, and
     l0_std its standard deviation over tokens. fvu: sum of squared errors / sum of squared
     deviations from the evaluation set's mean (two passes; predicting that mean gives exactly 1),
     with a 95% interval from a bootstrap over documents (fvu_low, fvu_high; over rows, for a tensor

@@ -1,5 +1,6 @@
 """Running a grid: train what is missing, evaluate what is missing, return the table."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from sae_bench.train import train as train_arms
 def run(
     arms: Iterable[Arm],
     train: ActivationSource,
-    evaluate: Mapping[str, ActivationCache] | None = None,
+    evaluate: ActivationCache | Mapping[str, ActivationCache] | None = None,
     *,
     out: str | Path,
     device: str | torch.device | None = None,
@@ -40,7 +41,8 @@ def run(
     Args:
         arms: what to train; see `grid`.
         train: the activations, shared by all.
-        evaluate: evaluation caches by name; None: the training source's held-out split.
+        evaluate: an evaluation cache, or several by name; None: the training source's held-out
+            split.
         out: folder of the run.
         device: where to train; None: the accelerator if there is one.
         lm_tokens: tokens of the language-model evaluation; 0 leaves it out.
@@ -53,6 +55,11 @@ def run(
             has been trained or written then.
     """
     arms = list(arms)
+    if not isinstance(train, ActivationSource):
+        raise InputError(
+            f"run: train must be one source of activations, got {type(train).__name__}; "
+            "`ActivationCache.build` gives one cache a site: pass caches[site]"
+        )
     sets = _evaluation_sets(train, evaluate)
     _check(arms, train)
     device = default_device(device)
@@ -68,28 +75,32 @@ def run(
     ahead = [arm for arm in arms if arm.objection is None and not folder.is_evaluated(arm)]
     if ahead:
         language_models(sets, lm_tokens, language_model)
-    folder.start(arms, inputs)
-    missing = [arm for arm in ahead if not folder.is_trained(arm)]
-    if missing:
-        source = train.placed(device) if isinstance(train, ActivationCache) else train
-        train_arms(
-            missing, source, device=device, finished=lambda ended: folder.keep(ended, train.scale)
-        )
-    unmeasured = [arm for arm in ahead if folder.is_trained(arm)]
-    if unmeasured:
-        saes = [folder.sae(arm, device) for arm in unmeasured]
-        placed = {name: cache.placed(device) for name, cache in sets.items()}
-        rows = _evaluate(saes, placed, lm_tokens=lm_tokens, language_model=language_model)
-        for index, arm in enumerate(unmeasured):
-            folder.keep_evaluation(arm, rows[rows["sae"] == index].drop(columns="sae"))
-    return folder.finish(arms, common)
+    with folder.in_use():
+        folder.start(arms, inputs)
+        missing = [arm for arm in ahead if not folder.is_trained(arm)]
+        if missing:
+            source = train.placed(device) if isinstance(train, ActivationCache) else train
+            train_arms(
+                missing,
+                source,
+                device=device,
+                finished=lambda ended: folder.keep(ended, train.scale),
+            )
+        unmeasured = [arm for arm in ahead if folder.is_trained(arm)]
+        if unmeasured:
+            saes = [folder.sae(arm, device) for arm in unmeasured]
+            placed = {name: cache.placed(device) for name, cache in sets.items()}
+            rows = _evaluate(saes, placed, lm_tokens=lm_tokens, language_model=language_model)
+            for index, arm in enumerate(unmeasured):
+                folder.keep_evaluation(arm, rows[rows["sae"] == index].drop(columns="sae"))
+        return folder.finish(arms, common)
 
 
 _evaluate = evaluate  # the argument of `run` of the same name hides it there
 
 
 def _evaluation_sets(
-    train: ActivationSource, given: Mapping[str, ActivationCache] | None
+    train: ActivationSource, given: ActivationCache | Mapping[str, ActivationCache] | None
 ) -> dict[str, ActivationCache]:
     if given is None:
         if train.held_out is None:
@@ -98,6 +109,8 @@ def _evaluation_sets(
                 "pass evaluate={'name': cache} with other documents"
             )
         return {"held-out": train.held_out}
+    if isinstance(given, ActivationCache):
+        given = {"held-out": given}
     if not given:
         raise InputError("run: evaluate={} names no evaluation set")
     for name, cache in given.items():
@@ -106,6 +119,8 @@ def _evaluation_sets(
                 f"run: evaluation set {name!r} has width {cache.d_in}, "
                 f"the training activations have {train.d_in}"
             )
+        if cache.record() == train.record():
+            warnings.warn(f"evaluation set {name!r} is the training data", stacklevel=3)
     return dict(given)
 
 
@@ -118,6 +133,13 @@ def _check(arms: list[Arm], train: ActivationSource) -> None:
             raise InputError(f"run: the same arm is given twice ({arm.key})")
         seen.add(arm.key)
         train.batches(arm.recipe.batch_size, arm.recipe.data_seed)  # refuses what it cannot give
+    if short := [arm.key for arm in arms if not arm.recipe.ends_warm]:
+        warnings.warn(
+            f"{len(short)} arms end before their warm-ups and decay do, {short[0]} among them: "
+            "their penalty or learning rate never reaches the value in the table; "
+            "shorten lr_warmup, lr_decay or penalty_warmup",
+            stacklevel=3,
+        )
 
 
 def _common(train: ActivationSource) -> dict[str, object]:

@@ -40,6 +40,16 @@ class Loss:
     latents: Latents
     reconstruction: Float[Tensor, "batch d_in"]
 
+    @classmethod
+    def of(
+        cls,
+        terms: Mapping[str, Float[Tensor, ""]],
+        latents: Latents,
+        reconstruction: Float[Tensor, "batch d_in"],
+    ) -> Self:
+        """The loss that is the sum of `terms`."""
+        return cls(torch.stack(list(terms.values())).sum(), terms, latents, reconstruction)
+
 
 class SparseAutoencoder(nn.Module):
     """x -> pre = (x - b_dec) W_enc + b_enc -> f = activation(pre) -> x_hat = f W_dec + b_dec.
@@ -92,9 +102,12 @@ class SparseAutoencoder(nn.Module):
             raise InputError(f"{type(self).__name__}: {reason}")
         for name, value in resolved.items():
             setattr(self, name, value)
-        self._own_names = tuple(self.activation.parameters(d_sae))
+        buffers = self.activation.buffers(d_sae)
+        self._own_names = (*self.activation.parameters(d_sae), *buffers)
         for name, value in self.initial(torch.Generator().manual_seed(seed)).items():
             self.register_parameter(name, nn.Parameter(value))
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
         self.register_buffer("silent_tokens", torch.zeros(d_sae, dtype=torch.int64))
         for name, value in self.kernel.init(d_sae).items():
             self.register_buffer(ESTIMATOR + name, value)
@@ -164,8 +177,9 @@ class SparseAutoencoder(nn.Module):
         }
 
     def latents(self, x: Float[Tensor, "batch d_in"]) -> Latents:
-        """Pre-activations, codes and step of a batch."""
-        return self.activation(self.affine(x, self.W_enc, self.b_enc), self._own, self.kernel)
+        """Pre-activations, codes and step of a batch; activations may differ in evaluation mode."""
+        activation = self.activation if self.training else self.activation.infer
+        return activation(self.affine(x, self.W_enc, self.b_enc), self._own, self.kernel)
 
     def decode(self, f: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
         """x_hat = f W_dec + b_dec."""
@@ -189,9 +203,11 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def observe(self, latents: Latents) -> None:
-        """Advances the counters after a training step; nothing else does."""
+        """Advances counters and the activation's buffers after a training step; nothing else
+        does."""
         fired = (latents.f > 0).any(0)
         self.silent_tokens.add_(len(latents.f)).masked_fill_(fired, 0)
+        self.activation.observe(latents, self._own)
 
     def curvature(self) -> Float[Tensor, " d_sae"]:
         """Half the second derivative of the reconstruction terms with respect to each code:
@@ -223,23 +239,24 @@ class SparseAutoencoder(nn.Module):
         latents = self.latents(x)
         reconstruction = self.decode(latents.f)
         terms = self.loss_terms(x, latents, reconstruction, sparsity_scale)
-        return Loss(torch.stack(list(terms.values())).sum(), terms, latents, reconstruction)
+        return Loss.of(terms, latents, reconstruction)
 
     @property
     def threshold(self) -> Float[Tensor, " d_sae"] | None:
         """The per-latent threshold in units of the pre-activations (float32, or float64 for a
         float64 SAE), or None if the activation has none."""
-        return self.activation.threshold(self._own)
+        theta = self.activation.threshold(self._own)
+        return None if theta is None else theta.expand(self.d_sae)
 
     @property
     def threshold_parameters(self) -> list[nn.Parameter]:
         """The activation's own parameters, which have a learning rate of their own."""
-        return list(self._own.values())
+        return [tensor for tensor in self._own.values() if isinstance(tensor, nn.Parameter)]
 
     @property
     def needs_samples(self) -> bool:
         """Whether `estimate_` has work to do, and wants the codes' gradients to be retained."""
-        return bool(self._own_names) and not self.kernel.is_backward
+        return bool(self.threshold_parameters) and not self.kernel.is_backward
 
     @torch.no_grad()
     def estimate_(self, loss: Loss, sparsity_scale: float) -> None:
@@ -280,7 +297,8 @@ class SparseAutoencoder(nn.Module):
         """The tokens of a batch within `reach` of thresholds."""
         if latents.f.grad is None:
             raise RuntimeError("estimate_: call loss.latents.f.retain_grad() before backward")
-        near = ((latents.pre - present.theta).abs() <= reach).nonzero(as_tuple=True)
+        low, high = present.theta - reach, present.theta + reach
+        near = ((latents.pre >= low) & (latents.pre <= high)).nonzero(as_tuple=True)
         latent = near[1]
         pre, f, step = (tensor.detach()[near] for tensor in latents)
         slope = present.penalty.slope(f, present.norms[latent])
@@ -295,9 +313,9 @@ class SparseAutoencoder(nn.Module):
         )
 
     @property
-    def _own(self) -> dict[str, nn.Parameter]:
-        """The tensors that the activation declared."""
-        return {name: self._parameters[name] for name in self._own_names}  # type: ignore[misc]
+    def _own(self) -> dict[str, Tensor]:
+        """The parameters and buffers that the activation declared."""
+        return {name: getattr(self, name) for name in self._own_names}
 
     # -- constraints, scale -----------------------------------------------------------------------
 
@@ -317,8 +335,9 @@ class SparseAutoencoder(nn.Module):
     def fold_(self, s: float) -> Self:
         """Turns an SAE for x into the SAE for s * x, in place: codes, thresholds and
         reconstructions scale by s, decoder rows stay. Components follow (`Component.rescaled`), so
-        loss(s * x) is s^2 times the former loss(x). An SAE trained on normalised activations is
-        folded by their scale before it is saved, and then takes raw activations.
+        loss(s * x) is s^2 times the former loss(x); the estimator's state, in old units, starts
+        anew. An SAE trained on normalised activations is folded by their scale before it is saved,
+        and then takes raw activations.
 
         Raises:
             InputError: s is not a positive number.
@@ -331,6 +350,8 @@ class SparseAutoencoder(nn.Module):
         for name, value in self.slots.items():
             if isinstance(value, Component):
                 setattr(self, name, value.rescaled(s))
+        for name, value in self.kernel.init(self.d_sae).items():
+            self.get_buffer(ESTIMATOR + name).copy_(value)
         return self
 
     def save(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:

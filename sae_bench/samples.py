@@ -32,7 +32,7 @@ class Charge(Protocol):
 
 
 class Samples(NamedTuple):
-    """One entry a sample; all arrays have one shape.
+    """One entry a sample; all arrays have one shape (`latent` broadcasts to it).
 
     latent: which latent. pre: its pre-activation. projection: e = d.(x - x_hat) + f ||d||^2, the
     projection of the leave-one-out residual on the decoder row. step_slope: derivative of the
@@ -40,7 +40,7 @@ class Samples(NamedTuple):
     stands for (0: an empty slot).
     """
 
-    latent: Int[Tensor, " *shape"]
+    latent: Int[Tensor, " *#shape"]
     pre: Float[Tensor, " *shape"]
     projection: Float[Tensor, " *shape"]
     step_slope: Float[Tensor, " *shape"]
@@ -48,17 +48,23 @@ class Samples(NamedTuple):
 
 
 class Present(NamedTuple):
-    """The state of the SAE in which samples are judged, one value a latent.
+    """The state of the SAE in which samples are judged: one value a latent or, `at` samples, one
+    value a sample.
 
     theta: threshold. norms: ||d||. curvature: ||d||^2 times the number of reconstruction terms
     that the latent takes part in. penalty and scale: the penalty and its coefficient now.
     """
 
-    theta: Float[Tensor, " d_sae"]
-    norms: Float[Tensor, " d_sae"]
-    curvature: Float[Tensor, " d_sae"]
+    theta: Float[Tensor, " *shape"]
+    norms: Float[Tensor, " *shape"]
+    curvature: Float[Tensor, " *shape"]
     penalty: Charge
     scale: float
+
+    def at(self, latent: Int[Tensor, " *shape"]) -> "Present":
+        """The values of the latents that samples belong to."""
+        theta, norms, curvature = (values[latent] for values in self[:3])
+        return Present(theta, norms, curvature, self.penalty, self.scale)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,12 @@ class Coefficient(Component):
     """Whether autograd's backward pass through the jump uses this coefficient."""
 
     def __call__(self, samples: Samples, present: Present) -> Float[Tensor, " *shape"]:
-        """The coefficient of every sample, in units of the loss."""
+        """The coefficient of every sample, in units of the loss.
+
+        Args:
+            samples: near thresholds.
+            present: its values broadcast against those of the samples.
+        """
         raise NotImplementedError
 
 
@@ -86,12 +97,12 @@ class StraightThrough(Coefficient):
 
     def __call__(self, samples: Samples, present: Present) -> Float[Tensor, " *shape"]:
         """The coefficient of every sample."""
-        theta, norms = present.theta[samples.latent], present.norms[samples.latent]
+        theta = present.theta
         on = (samples.pre > theta).to(samples.pre.dtype)
         f = samples.pre * on
-        residual = samples.projection - f * present.curvature[samples.latent]
+        residual = samples.projection - f * present.curvature
         step_slope = samples.step_slope + on * present.penalty.step_curvature
-        charge = theta * present.penalty.slope(f, norms) + step_slope
+        charge = theta * present.penalty.slope(f, present.norms) + step_slope
         return 2 * theta * residual - present.scale * charge
 
 
@@ -104,7 +115,7 @@ class ExactJump(Coefficient):
 
     def __call__(self, samples: Samples, present: Present) -> Float[Tensor, " *shape"]:
         """The coefficient of every sample."""
-        theta, norms = present.theta[samples.latent], present.norms[samples.latent]
-        gain = theta * (2 * samples.projection - theta * present.curvature[samples.latent])
+        theta = present.theta
+        gain = theta * (2 * samples.projection - theta * present.curvature)
         step_slope = samples.step_slope + present.penalty.step_curvature / 2
-        return gain - present.scale * (present.penalty.jump(theta, norms) + step_slope)
+        return gain - present.scale * (present.penalty.jump(theta, present.norms) + step_slope)

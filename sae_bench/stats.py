@@ -4,6 +4,9 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 REPLICATES = 1_000
+FEWEST = 10
+"""Documents below which there is no interval: a bootstrap over fewer means nothing."""
+
 LEVEL = 0.95
 
 
@@ -27,10 +30,10 @@ def bootstrap_ratio(
     spread over training seeds is another matter.
 
     Returns:
-        Lower and upper end; both NaN with fewer than two documents.
+        Lower and upper end; both NaN with fewer than `FEWEST` documents.
     """
     n = len(numerator)
-    if n < 2:
+    if n < FEWEST:
         return float("nan"), float("nan")
     generator = np.random.default_rng(seed)
     ratios = []

@@ -6,13 +6,14 @@
     frequencies.parquet  firing rate of every latent, same rows
 
 Every file is written under another name first and renamed, and arm.json last: an arm without it is
-trained again, an arm with it never.
+trained again, and so is one that failed; a trained one never.
 """
 
-import os
 import platform
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 from sae_bench.arm import Arm
 from sae_bench.components import digest
@@ -30,7 +32,7 @@ from sae_bench.sae import SparseAutoencoder
 from sae_bench.train import Trained
 
 VERSION = 1
-TRAINED, FAILED, SKIPPED = "trained", "failed", "skipped"
+TRAINED, FAILED, SKIPPED, MISSING = "trained", "failed", "skipped", "missing"
 ENDED = ("status", "reason", "activation_scale", "seconds")
 MEASURED = (
     "eval_set",
@@ -93,8 +95,33 @@ class RunFolder:
         elif self.path.is_file() or (self.path.is_dir() and any(_entries(self.path))):
             raise InputError(f"{self.path}: exists and is not a run folder; choose another one")
         ancestor = next(place for place in (self.path, *self.path.parents) if place.exists())
-        if not (ancestor.is_dir() and os.access(ancestor, os.W_OK)):
-            raise InputError(f"{self.path}: cannot be written; choose another folder")
+        try:
+            with tempfile.TemporaryFile(dir=ancestor):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another folder"
+            ) from None
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps other processes out of the folder, which is made.
+
+        Raises:
+            InputError: another process is at work in it, or it cannot be made.
+        """
+        lock = FileLock(self.path / "run.lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"{self.path}: another process is at work in this folder") from None
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror})") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def start(self, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> None:
         """Makes the folder, once `check` has passed, and writes down what will be in it.
@@ -165,7 +192,10 @@ class RunFolder:
         """
         rows: list[dict[str, Any]] = []
         for arm in arms:
-            outcome = self.outcome(arm) or {"status": SKIPPED, "reason": arm.objection or ""}
+            outcome = self.outcome(arm) or {
+                "status": SKIPPED if arm.objection else MISSING,
+                "reason": arm.objection or "not trained yet",
+            }
             ended = {name: outcome.get(name) for name in ENDED}
             base = {**arm.columns(), **common, **ended}
             evaluation = self._of(arm) / "evaluation.parquet"
@@ -185,13 +215,17 @@ class RunFolder:
 
 def _entries(folder: Path) -> Iterator[Path]:
     """What a folder holds, except files that a killed process left half-written."""
-    return (entry for entry in folder.iterdir() if entry.suffix != ".partial")
+    return (
+        entry for entry in folder.iterdir() if entry.suffix not in (".partial", ".lock")
+    )
 
 
 def _difference(found: Any, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> str | None:
     """Why the grid in a folder's specification is another one, or None."""
     if not isinstance(found, dict) or found.get("version") != VERSION:
         return "of another version"
+    if not all(isinstance(found.get(key), dict) for key in ("inputs", "arms")):
+        return "its grid.json is damaged"
     for name, value in inputs.items():
         held = found["inputs"].get(name)
         if value is not None and held is not None and digest(value) != digest(held):

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.errors import InputError
-from sae_bench.estimator import Bandwidth, Remembering, State
+from sae_bench.estimator import Bandwidth, Remembering, State, at
 from sae_bench.samples import Present, Samples
 
 FIELDS = ("pre", "projection", "step_slope", "weight")
@@ -52,9 +52,9 @@ class WindowKDE(Remembering):
             "step": torch.zeros((), dtype=torch.int64),
         }
 
-    def reach(self, state: State) -> Bandwidth:
+    def reach(self, state: State, bandwidth: Bandwidth | None = None) -> Bandwidth:
         """The kernel's reach and the guard band."""
-        return super().reach(state) + self.guard * self.kernel.bandwidth
+        return (self.kernel.reach + self.guard) * self.width(bandwidth)
 
     def estimate(
         self,
@@ -65,47 +65,49 @@ class WindowKDE(Remembering):
         bandwidth: Bandwidth | None = None,
     ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
         """The density over all slots, divided by the tokens offered."""
-        d_sae = len(present.theta)
         place = int(state["step"]) % self.steps
+        half = self.reach(state, bandwidth)
         new = {name: value.clone() for name, value in state.items()}
-        packed = pack(samples, d_sae, self.slots)
-        for name, value in zip(FIELDS, packed, strict=True):
-            new[name][place] = value
         new["tokens"][place] = tokens
         new["center"][place] = present.theta
-        new["half"][place] = self.reach(state)
+        new["half"][place] = half
         new["step"] += 1
-        pre, projection, step_slope, weight = (new[name] for name in FIELDS)
-        latent = torch.arange(d_sae, device=pre.device).expand_as(pre)
-        window = Samples(latent, pre, projection, step_slope, weight)
-        return self.density(window, present, bandwidth) / new["tokens"].sum(), new
+        latent, slot, kept = pack(samples, present.theta, half, self.slots)
+        for name in FIELDS:
+            new[name][place] = 0
+            new[name][place, slot, latent] = getattr(kept, name)
+        every = torch.arange(len(present.theta), device=latent.device)
+        window = Samples(every, *(new[name] for name in FIELDS))
+        pull = self.pull(window, present, self.width(bandwidth))
+        return pull.sum((0, 1)) / new["tokens"].sum(), new
 
-    def coverage(self, state: State, present: Present) -> Float[Tensor, " d_sae"]:
+    def coverage(
+        self, state: State, present: Present, bandwidth: Bandwidth | None = None
+    ) -> Float[Tensor, " d_sae"]:
         """Share of the present kernel's support that was captured, averaged over the steps kept: 1
         means that no threshold has left its guard band."""
-        half = self.kernel.reach * self.kernel.bandwidth
+        half = self.kernel.reach * self.width(bandwidth)
         low = torch.maximum(present.theta - half, state["center"] - state["half"])
         high = torch.minimum(present.theta + half, state["center"] + state["half"])
         return ((high - low).clamp(min=0) / (2 * half)).nanmean(0)
 
 
-def pack(samples: Samples, d_sae: int, slots: int) -> tuple[Float[Tensor, "slots d_sae"], ...]:
-    """Flat samples in slots, a column a latent: pre, projection, step_slope, weight.
+def pack(
+    samples: Samples, theta: Float[Tensor, " d_sae"], half: Bandwidth, slots: int
+) -> tuple[Int[Tensor, " kept"], Int[Tensor, " kept"], Samples]:
+    """The samples within `half` of their threshold, at most `slots` for each latent: of more, the
+    first are kept, with weights that make up for the others.
 
-    Of more than `slots` samples the first are kept, with weights that make up for the others.
+    Returns:
+        latent, slot (0 to slots - 1) and the samples themselves.
     """
-    order = samples.latent.argsort(stable=True)
+    distance = (samples.pre - theta[samples.latent]).abs()
+    near = (distance <= at(half, samples.latent)).nonzero()[:, 0]
+    order = near[samples.latent[near].argsort(stable=True)]
     latent = samples.latent[order]
-    count: Int[Tensor, " d_sae"] = torch.bincount(latent, minlength=d_sae)
+    count = torch.bincount(latent, minlength=len(theta))
     rank = torch.arange(len(latent), device=latent.device) - (count.cumsum(0) - count)[latent]
-    kept = rank < slots
-    place = rank[kept], latent[kept]
-    scale = (count / slots).clamp(min=1)[latent[kept]]
-    columns = [samples.pre, samples.projection, samples.step_slope, samples.weight]
-    packed = []
-    for index, column in enumerate(columns):
-        values = column[order][kept]
-        slot = column.new_zeros(slots, d_sae)
-        slot[place] = values * scale if index == 3 else values
-        packed.append(slot)
-    return tuple(packed)
+    kept = (rank < slots).nonzero()[:, 0]
+    chosen = Samples(*(column[order[kept]] for column in samples))
+    scale = (count / slots).clamp(min=1)[chosen.latent]
+    return chosen.latent, rank[kept], chosen._replace(weight=chosen.weight * scale)

@@ -9,6 +9,7 @@ from ablations import quickstart
 from sae_bench.ablation import Data, Results
 from sae_bench.arm import Arm
 from sae_bench.run import run
+from sae_bench.text import Documentation, Excerpts
 from tests.grids import tensor_cache
 
 PRESET = next(iter(quickstart.PRESETS.values()))
@@ -46,8 +47,9 @@ def test_comparisons_are_paired() -> None:
 
 
 def test_it_needs_no_hub() -> None:
-    assert (Data().model, Data().text) == (PRESET.data.model, PRESET.data.text)
-    assert (PRESET.data.model, PRESET.data.text) == ("smollm2", "documentation")
+    assert PRESET.data.model == Data().model == "smollm2"
+    assert isinstance(PRESET.data.text, Excerpts)
+    assert isinstance(PRESET.data.text.text, Documentation)
     assert 90_000 <= PRESET.data.tokens <= 110_000
 
 

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from sae_bench.activations import (
     Activation,
+    BatchTopK,
+    FixedL0,
     JumpReLU,
+    Latents,
     LogThreshold,
     RawThreshold,
     ReLU,
@@ -154,18 +157,113 @@ def test_topk_passes_gradients_to_what_it_kept() -> None:
     assert torch.equal(pre.grad, latents.step)
 
 
-def test_k_larger_than_the_dictionary_is_refused() -> None:
-    with pytest.raises(InputError, match="k = 9 is larger than d_sae = 8; lower k or raise d_sae"):
-        TopK(9).parameters(8)
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 1_000))
+def test_batchtopk_keeps_the_k_times_batch_largest_positive_values(
+    k: int, batch: int, seed: int
+) -> None:
+    pre = pre_activations(batch, 12, seed=seed)
+    latents = BatchTopK(k)(pre, BatchTopK(k).buffers(12), ESTIMATOR)
+    flat = [(pre[a, i].item(), a, i) for a in range(batch) for i in range(12)]
+    kept = {(a, i) for value, a, i in sorted(flat, reverse=True)[: k * batch] if value > 0}
+    for _, a, i in flat:
+        assert latents.f[a, i] == (pre[a, i] if (a, i) in kept else 0)
+        assert latents.step[a, i] == float((a, i) in kept)
+
+
+def test_batchtopk_shares_its_k_out_over_the_batch() -> None:
+    pre = pre_activations(40, 9).abs()
+    for k in range(1, 10):
+        step = BatchTopK(k)(pre, {}, ESTIMATOR).step
+        assert step.sum() == k * 40
+        assert k == 9 or step.sum(1).min() < k < step.sum(1).max()
+    ties = BatchTopK(2)(torch.ones(5, 9), {}, ESTIMATOR)
+    assert ties.step.sum() == 10
+
+
+def test_batchtopk_passes_gradients_to_what_it_kept() -> None:
+    pre = pre_activations(6, 8).requires_grad_()
+    latents = BatchTopK(3)(pre, {}, ESTIMATOR)
+    latents.f.sum().backward()
+    assert torch.equal(pre.grad, latents.step)
+
+
+def observed(activation: BatchTopK, *batches: list[float]) -> dict[str, Tensor]:
+    """The buffers after batches with these codes."""
+    own = activation.buffers(8)
+    for codes in batches:
+        f = torch.tensor([codes])
+        activation.observe(Latents(f, f, (f > 0).float()), own)
+    return own
+
+
+def test_the_running_threshold_by_hand() -> None:
+    """Weights 0.25, 0.5, 1 (times 0.5) of the smallest positive codes 4, 2, 1, over their sum."""
+    activation = BatchTopK(2, decay=0.5)
+    own = observed(activation, [4.0, 9.0, 0.0], [0.0, 2.0, 3.0], [1.0, 1.0, 0.0])
+    assert activation.threshold(own).item() == pytest.approx((4 / 4 + 2 / 2 + 1) / (1.75))
+    assert own["running_weight"].item() == 1 - 0.5**3
+
+
+@given(st.lists(st.floats(0.01, 10.0), min_size=1, max_size=20), st.floats(0.0, 0.9999))
+def test_the_running_threshold_is_bias_corrected(smallest: list[float], decay: float) -> None:
+    activation = BatchTopK(2, decay)
+    theta = activation.threshold(observed(activation, *([v, 20.0, 0.0] for v in smallest))).item()
+    weights = [decay**age for age in reversed(range(len(smallest)))]
+    expected = sum(w * v for w, v in zip(weights, smallest, strict=True)) / sum(weights)
+    assert theta == pytest.approx(expected, rel=1e-3)
+    if len(set(smallest)) == 1:
+        assert theta == pytest.approx(smallest[0], rel=1e-4)
+
+
+def test_a_batch_in_which_nothing_is_on_leaves_the_threshold() -> None:
+    activation = BatchTopK(2, decay=0.5)
+    assert activation.threshold(observed(activation)) == 0
+    assert activation.threshold(observed(activation, [0.0, 0.0])) == 0
+    assert observed(activation, [0.0], [3.0], [0.0]) == observed(activation, [3.0])
+
+
+def test_batchtopk_in_evaluation_keeps_what_lies_above_its_threshold() -> None:
+    activation, pre = BatchTopK(1), pre_activations(7, 8).requires_grad_()
+    fresh = activation.infer(pre, activation.buffers(8), ESTIMATOR)
+    assert torch.equal(fresh.f, pre.relu())
+    own = observed(activation, [0.5, 2.0])
+    latents = activation.infer(pre, own, ESTIMATOR)
+    theta = activation.threshold(own)
+    assert theta.item() == pytest.approx(0.5, rel=1e-6)
+    assert torch.equal(latents.f, torch.where(pre > theta, pre, 0.0))
+    assert torch.equal(latents.step, (pre > theta).double())
+    latents.f.sum().backward()
+    assert torch.equal(pre.grad, latents.step)
+
+
+def test_other_activations_do_in_evaluation_what_they_do_in_training() -> None:
+    pre = pre_activations(9, 5)
+    for activation in (ReLU(), JumpReLU(LogThreshold(0.3)), TopK(2)):
+        own = own_of(activation, 5)
+        assert activation.buffers(5) == {}
+        for ours, reference in zip(
+            activation.infer(pre, own, ESTIMATOR), activation(pre, own, ESTIMATOR), strict=True
+        ):
+            assert torch.equal(ours, reference)
+
+
+@pytest.mark.parametrize("cls", list(subclasses(FixedL0)), ids=lambda cls: cls.__name__)
+def test_k_larger_than_the_dictionary_is_refused(cls: type[FixedL0]) -> None:
+    message = f"{cls.__name__}: k = 9 is larger than d_sae = 8; lower k or raise d_sae"
+    with pytest.raises(InputError, match=message):
+        cls(9).parameters(8)
     with pytest.raises(InputError, match="larger than d_sae"):
-        SparseAutoencoder(3, 8, activation=TopK(9))
-    SparseAutoencoder(3, 8, activation=TopK(8))
+        SparseAutoencoder(3, 8, activation=cls(9))
+    SparseAutoencoder(3, 8, activation=cls(8))
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TopK(0), "TopK: k must be a positive integer, got 0"),
+        (lambda: TopK(0), "^TopK: k must be a positive integer, got 0"),
+        (lambda: BatchTopK(0), "^BatchTopK: k must be a positive integer, got 0"),
+        (lambda: BatchTopK(4, 1.0), "BatchTopK: decay must be at least 0 and below 1, got 1.0"),
+        (lambda: BatchTopK(4, -0.1), "decay must be at least 0 and below 1, got -0.1"),
         (lambda: LogThreshold(0.0), "LogThreshold: start must be a positive number, got 0.0"),
         (lambda: LogThreshold(math.nan), "start must be a positive number"),
         (lambda: LogThreshold(math.inf), "start must be a positive number"),
@@ -191,4 +289,5 @@ def test_objections_to_a_penalty_on_the_step() -> None:
     assert JumpReLU().objection_to_step(to_input) is None
     assert "to_input=True" in (ReLU().objection_to_step(ESTIMATOR) or "")
     assert ReLU().objection_to_step(to_input) is None
-    assert "by construction" in (TopK().objection_to_step(to_input) or "")
+    for activation in (TopK(), BatchTopK()):
+        assert "by construction" in (activation.objection_to_step(to_input) or "")

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sae_bench.components import from_record
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE
 from sae_bench.kernels import Rectangle, Triangle
+from sae_bench.modules import load_file
 from sae_bench.penalties import L0, L1, NoPenalty, Penalty
 from sae_bench.recipe import Recipe
 from sae_bench.registry import architecture
@@ -184,6 +186,8 @@ def test_columns_of_a_threshold_arm() -> None:
     )
     assert arm.columns() == {
         "arm": arm.key,
+        "series": "SparseAutoencoder + JumpReLU + L0",
+        "setting": arm.setting,
         "architecture": "SparseAutoencoder",
         "activation": "JumpReLU(LogThreshold(0.1))",
         "penalty": "L0",
@@ -209,3 +213,39 @@ def test_the_kernel_column_is_empty_where_no_kernel_is_used() -> None:
     assert relu.columns()["kernel"] == topk.columns()["kernel"] == ""
     assert l0.columns()["kernel"] == "BatchKDE(Rectangle(0.25), to_input=True)"
     assert l1.columns()["kernel"] == "BatchKDE(Rectangle(0.001))"
+
+
+def test_arms_that_differ_in_seeds_alone_share_a_setting() -> None:
+    arm = Arm(SparseAutoencoder, 8, RECIPE)
+    other = Arm(SparseAutoencoder, 8, RECIPE.replace(data_seed=3), seed=5)
+    assert arm.setting == other.setting
+    assert arm.key != other.key
+    assert arm.setting != Arm(SparseAutoencoder, 9, RECIPE).setting
+
+
+def test_a_series_is_named_by_the_kinds_that_differ() -> None:
+    slots = {"penalty": L1(0.5), "kernel": Triangle(0.1)}
+    assert Arm(SparseAutoencoder, 8, RECIPE, slots={"penalty": L1(0.5)}).series == (
+        Arm(SparseAutoencoder, 8, RECIPE, slots={"penalty": L1(0.7)}).series
+    )
+    assert "BatchKDE(Triangle)" in Arm(SparseAutoencoder, 8, RECIPE, slots=slots).series
+    tuned = Arm(TunedSAE, 8, RECIPE)
+    assert tuned.series == tuned.name
+
+
+def test_the_code_of_a_users_class_is_part_of_the_key(tmp_path: Path) -> None:
+    """What an edited class gives is never taken for what it gave before."""
+    code = (
+        "from sae_bench.sae import SparseAutoencoder\n"
+        "class EditedSAE(SparseAutoencoder):\n"
+        "    '''Doc.'''\n"
+        "    def decode(self, f):\n"
+        "        return {factor} * super().decode(f)\n"
+    )
+    keys = []
+    for number, factor in enumerate((1, 2, 1)):
+        path = tmp_path / f"mine{number}.py"
+        path.write_text(code.format(factor=factor))
+        keys.append(Arm(load_file(path).EditedSAE, 8, RECIPE).key)
+    assert keys[0] == keys[2] != keys[1]
+    assert "source" not in Arm(architecture("ReLUSAE"), 8, RECIPE).record()

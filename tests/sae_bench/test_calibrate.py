@@ -42,7 +42,7 @@ def test_pilots_find_the_coefficients(
 ) -> None:
     """Started far off; the pilot's recipe with the coefficient found gives the L0."""
     prototypes = [arm(penalty=L1(1e-3)), arm(penalty=L0(0.3), **JUMP)]
-    found = calibrate(prototypes, cache, TARGETS, share=0.5, rounds=4, device="cpu")
+    found = calibrate(prototypes, cache, TARGETS, share=0.5, rounds=5, device="cpu")
     assert [a.slots["penalty"].label_without("coefficient") for a in found] == ["L1"] * 2 + [
         "L0"
     ] * 2

@@ -144,7 +144,7 @@ def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_summary_names_the_setting() -> None:
     rows = {
         "arm": ["a", "b"],
-        "architecture": ["ReLU", "TopK"],
+        "series": ["ReLU", "TopK"],
         "penalty": ["L1", "NoPenalty"],
         "coefficient": [0.04, 0.0],
         "activation": ["ReLU", "TopK(32)"],
@@ -154,7 +154,7 @@ def test_the_summary_names_the_setting() -> None:
         "reason": ["", "diverged"],
     }
     head, first, second, last = summary(pd.DataFrame(rows)).splitlines()
-    assert head.split() == ["architecture", "setting", "L0", "status"]
+    assert head.split() == ["arm", "setting", "L0", "status"]
     assert first.split() == ["ReLU", "L1(0.04)", "30.250", "trained"]
     assert second.split() == ["TopK", "TopK(32)", "-", "failed"]
     assert last == "b: failed: diverged"

@@ -18,6 +18,7 @@ from sae_bench.components import Component, digest, find_class, from_record, sub
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE
 from sae_bench.kernels import Gaussian, Kernel, Rectangle
+from sae_bench.local_text import LocalText
 from sae_bench.penalties import L0, L1, Penalty, Tanh
 from sae_bench.recipe import Recipe
 
@@ -37,6 +38,8 @@ REQUIRED: dict[str, Any] = {
     "d_sae": 16,
     "recipe": Recipe(tokens=5_000),
     "inner": BatchKDE(),
+    "text": LocalText("text.txt"),
+    "estimators": (BatchKDE(), BatchKDE()),
 }
 """Values for fields without a default."""
 

@@ -20,6 +20,9 @@ def row(architecture: str, setting: float, l0: float, fvu: float, **more: Any) -
     return {
         "arm": f"{architecture}-{setting}-{seed}",
         "architecture": architecture,
+        "series": architecture,
+        "setting": f"{architecture}-{setting}-{more.get('d_sae')}",
+        "dead": 0.0,
         "activation": "ReLU",
         "penalty": "L1",
         "coefficient": setting,
@@ -199,7 +202,7 @@ def test_a_histogram_counts_every_latent_that_fires() -> None:
             assert data.values[bin_] == here.sum()
     assert sorted(line.get_xdata()[0] for line in axes.lines) == [-2, -1]
     labels = [text.get_text() for text in axes.legend().get_texts()]
-    assert labels == ["L0 10", "L0 32", "L0 40", "L0 64"]
+    assert labels == [f"L0 {l0}, dead 0%" for l0 in (10, 32, 40, 64)]
 
 
 def test_darker_is_larger_l0() -> None:

@@ -53,7 +53,7 @@ def slow(sae: SparseAutoencoder) -> dict[str, float | np.ndarray]:
 def test_every_metric(sae: SparseAutoencoder) -> None:
     (measured,) = measure([sae], CACHE)
     wanted = slow(sae)
-    assert set(measured) == {*wanted, "fvu_low", "fvu_high"}
+    assert set(measured) == {*wanted, "fvu_low", "fvu_high", "documents"}
     for name, value in wanted.items():
         np.testing.assert_allclose(measured[name], value, rtol=1e-5, err_msg=name)
     assert measured["fvu_low"] < measured["fvu"] < measured["fvu_high"]

@@ -1,5 +1,6 @@
 """The contract of `SparseAutoencoder`, for every architecture of the registry."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ def test_one_token_at_a_time_gives_the_same(cls: type[SparseAutoencoder]) -> Non
     sae, x = small_sae(cls).eval(), small_batch()
     alone = torch.cat([sae.encode(row[None]) for row in x])
     torch.testing.assert_close(alone, sae.encode(x))
+
+
+@each
+def test_folding_holds_in_evaluation_mode(cls: type[SparseAutoencoder]) -> None:
+    sae, x = small_sae(cls).double(), small_batch().double()
+    for seed in (1, 2):  # a threshold observed once is a pre-activation, up to round-off
+        sae.observe(sae.loss(small_batch(seed).double()).latents)
+    folded = copy.deepcopy(sae.eval()).fold_(7.0)
+    torch.testing.assert_close(folded.encode(7.0 * x), 7.0 * sae.encode(x))
+    torch.testing.assert_close(folded(7.0 * x), 7.0 * sae(x))
 
 
 @each
@@ -185,7 +196,7 @@ def test_saving_and_loading_is_bit_exact(
     assert (loaded.d_in, loaded.d_sae, loaded.seed) == (D_IN, D_SAE, 3)
     assert not loaded.training
     assert all(parameter.requires_grad for parameter in loaded.parameters())
-    assert torch.equal(loaded(x), sae(x))
+    assert torch.equal(loaded(x), sae.eval()(x))
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
         "config.json",
         "sae.safetensors",
