@@ -49,13 +49,13 @@ class Factorial(Preset):
 
 PRESETS = {
     "pilot": Factorial(
-        data=Data(text=Excerpts(Documentation(), 1_500)),
+        data=Data(text=Excerpts(Documentation(), 1_500), lm_tokens=2_048),
         d_sae=1152,
         recipe=Recipe(
             tokens=256_000,
             batch_size=256,
             lr=4e-3,
-            threshold_lr=3e-2,
+            threshold_lr=1e-1,
             betas=(0.9, 0.999),
             lr_warmup=40,
             lr_decay=200,

@@ -69,7 +69,8 @@ class Penalty(Component):
         self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *#shape"]
     ) -> Float[Tensor, " *#shape"]:
         """Derivative of a token's unit-coefficient penalty with respect to a code f of a latent
-        with decoder norm `norms` (broadcast against f), steps aside. Zero unless the penalty charges codes."""
+        with decoder norm `norms` (which broadcasts against f), steps aside. Zero unless the penalty
+        charges codes."""
         return torch.zeros_like(f)
 
     def jump(

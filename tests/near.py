@@ -91,7 +91,7 @@ def present_of(sae: SparseAutoencoder, scale: float = 1.0) -> Present:
         )
 
 
-# -- isolated latents: pre = z, e = D z + interference, penalty lambda L0 ---------------------------
+# -- isolated latents: pre = z, e = D z + interference, penalty lambda L0 -------------------------
 
 
 def isolated(

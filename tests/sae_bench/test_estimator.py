@@ -177,7 +177,7 @@ def test_without_a_threshold_nothing_is_estimated() -> None:
 def test_samples_and_compilation_exclude_each_other() -> None:
     arm = arm_with(WindowKDE(Rectangle(0.2)))
     compiled = Arm(arm.architecture, D_SAE, RECIPE.replace(compile=True), slots=arm.slots)
-    with pytest.raises(InputError, match="needs the gradients of the codes, .* use compile=False"):
+    with pytest.raises(InputError, match=r"needs the gradients of the codes, .* use compile=False"):
         Trainee(compiled, D_IN, CPU)
 
 

@@ -88,7 +88,7 @@ def test_the_density_is_that_of_scipy() -> None:
         assert found[i].item() == pytest.approx(-0.3 * density, rel=1e-9)
 
 
-# -- the truth: one latent, z normal, loss known in closed form -------------------------------------
+# -- the truth: one latent, z normal, loss known in closed form -----------------------------------
 
 MEAN, DEVIATION, THETA, CHARGE = 0.3, 0.9, 0.5, 0.08
 NORMAL = norm(MEAN, DEVIATION)

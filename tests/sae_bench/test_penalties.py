@@ -101,6 +101,71 @@ def test_the_two_targets_differ_by_the_variance_of_l0() -> None:
     assert token - mean == pytest.approx(spread)
 
 
+# -- what estimators know of a penalty ------------------------------------------------------------
+
+
+def switched(latents: Latents, a: int, i: int, f: float, step: float) -> Latents:
+    """One latent of one token set to other values."""
+    changed = Latents(*(tensor.clone() for tensor in latents))
+    changed.f[a, i], changed.step[a, i] = f, step
+    return changed
+
+
+def second_order(penalty: Penalty) -> float:
+    """N times the second derivative of the value in one step, of penalties on batch means: what
+    estimators neglect, of order 1/N."""
+    match penalty:
+        case QuadraticFrequency(w=w):
+            return 2 / (N * w)
+        case TargetMeanL0(target=t):
+            return 2 / (N * t**2)
+    return 0.0
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: type(p).__name__)
+def test_slope_and_step_slope_are_autograd_of_the_value(penalty: Penalty) -> None:
+    latents, W_dec = random_latents()
+    f, step = latents.f.requires_grad_(), latents.step.requires_grad_()
+    value = penalty.value(Latents(latents.pre, f, step), W_dec.requires_grad_())
+    slope, step_slope = (
+        N * gradient
+        for gradient in torch.autograd.grad(
+            value.requires_grad_() if not value.requires_grad else value,
+            (f, step),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
+    norms = W_dec.detach().norm(dim=1)
+    found = penalty.slope(f.detach(), norms)
+    torch.testing.assert_close(found.expand_as(slope), slope)
+    torch.testing.assert_close(penalty.step_slope(latents, W_dec), step_slope)
+    assert bool(step_slope.any()) == penalty.through_step
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: type(p).__name__)
+def test_jump_slope_and_curvature_are_differences_between_on_and_off(penalty: Penalty) -> None:
+    """A token's penalty (N times the value), with one latent on at f = theta or off."""
+    latents, W_dec = random_latents()
+    norms = W_dec.norm(dim=1)
+    theta = torch.linspace(0.1, 0.9, D_SAE, dtype=torch.float64)
+    slope = penalty.step_slope(latents, W_dec)
+    for a in range(0, N, 9):
+        for i in range(D_SAE):
+            code, on, off = (
+                N * penalty.value(switched(latents, a, i, f, step), W_dec).item()
+                for f, step in ((theta[i], 0.0), (0.0, 1.0), (0.0, 0.0))
+            )
+            assert penalty.jump(theta, norms)[i].item() == pytest.approx(code - off, abs=1e-10)
+            alone = slope[a, i] - latents.step[a, i] * penalty.step_curvature
+            found = (alone + penalty.step_curvature / 2).item()
+            assert found == pytest.approx(on - off, abs=1e-10 + second_order(penalty) / 2 * 1.001)
+            # the second difference, by a step that counts twice
+            twice = N * penalty.value(switched(latents, a, i, 0.0, 2.0), W_dec).item()
+            curvature = penalty.step_curvature + second_order(penalty)
+            assert curvature == pytest.approx(twice - 2 * on + off, abs=1e-9)
+
+
 # -- the threshold gradient of the whole loss ---------------------------------------------------
 
 

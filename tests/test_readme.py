@@ -1,0 +1,56 @@
+"""The README's examples run as they stand, at a smaller scale, and its links exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae_bench.cache import ActivationCache
+from sae_bench.conformance import failures
+from sae_bench.penalties import Penalty
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"<!-- tests run this block -->\n```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def test_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real text of the block; only the model gives way to a tensor, and numbers shrink."""
+    x = torch.randn(600, 16, generator=torch.Generator().manual_seed(0)) + 1
+    cache = ActivationCache.from_tensor(x)
+    monkeypatch.setattr(
+        ActivationCache, "build", lambda model, sites, text, tokens: {sites[0]: cache}
+    )
+    monkeypatch.chdir(tmp_path)
+    code = BLOCKS[0].replace("d_sae=1152", "d_sae=96").replace("tokens=200_000", "tokens=10_000")
+    assert len([line for line in BLOCKS[0].splitlines() if line]) <= 20
+    scope: dict[str, object] = {}
+    exec(
+        code.replace("40, lr_decay=150, penalty_warmup=200", "4, lr_decay=9, penalty_warmup=9"),
+        scope,
+    )
+    table = scope["table"]
+    assert list(table["status"]) == ["trained"] * 14  # type: ignore[index]
+    assert table["series"].nunique() == 4  # type: ignore[index]
+
+
+def test_the_architecture() -> None:
+    scope: dict[str, object] = {"__name__": "readme"}
+    exec(BLOCKS[1], scope)
+    assert len([line for line in BLOCKS[1].splitlines() if line]) <= 15
+    assert failures(scope["ShrinkFreeSAE"]) == {}  # type: ignore[arg-type]
+
+
+def test_the_penalty() -> None:
+    scope: dict[str, object] = {"__name__": "readme"}
+    exec(BLOCKS[2], scope)
+    penalty = scope["SquareRoot"](0.5)  # type: ignore[operator]
+    assert isinstance(penalty, Penalty)
+    assert penalty.label == "SquareRoot(0.5)"
+
+
+def test_links_exist() -> None:
+    links = re.findall(r'(?:src="|\]\()([^")#:]+?)(?:"|\))', TEXT)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
