@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_bench.autocorrelation import Series
 from sae_bench.cache import ActivationCache
 from sae_bench.components import Component
 from sae_bench.devices import default_device
@@ -24,7 +25,6 @@ from sae_bench.estimators import BatchKDE, MeanKDE, MomentumKDE, PersistentBandw
 from sae_bench.kernels import Kernel, Rectangle
 from sae_bench.sae import ESTIMATOR, SparseAutoencoder
 from sae_bench.samples import Coefficient, ExactJump, Present, Samples, StraightThrough
-from sae_bench.series import Series
 from sae_bench.side_by_side import SideBySide
 
 EDGES = (-4.0, -3.0, -2.0, -1.0)

@@ -215,9 +215,7 @@ class RunFolder:
 
 def _entries(folder: Path) -> Iterator[Path]:
     """What a folder holds, except files that a killed process left half-written."""
-    return (
-        entry for entry in folder.iterdir() if entry.suffix not in (".partial", ".lock")
-    )
+    return (entry for entry in folder.iterdir() if entry.suffix not in (".partial", ".lock"))
 
 
 def _difference(found: Any, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> str | None:

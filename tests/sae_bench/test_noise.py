@@ -16,6 +16,7 @@ from torch import Tensor
 from architectures import GatedSAE, TopKSAE
 from sae_bench import plots
 from sae_bench.activations import JumpReLU, LogThreshold, RawThreshold
+from sae_bench.autocorrelation import integrated_variance
 from sae_bench.cache import ActivationCache
 from sae_bench.cli import main
 from sae_bench.errors import InputError
@@ -26,7 +27,6 @@ from sae_bench.noise import gradient_noise, reference, standard
 from sae_bench.penalties import L0, L1, NoPenalty, Penalty, Tanh, TargetL0
 from sae_bench.sae import ESTIMATOR, SparseAutoencoder
 from sae_bench.samples import Present, Samples
-from sae_bench.series import integrated_variance
 from sae_bench.side_by_side import SideBySide
 from tests.small import D_IN, small_batch, small_sae
 
