@@ -3,6 +3,7 @@
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
 from sae_bench.calibrate import calibrate
+from sae_bench.component_checks import check_estimator, check_kernel, check_penalty
 from sae_bench.conformance import check_architecture
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
@@ -21,6 +22,9 @@ __all__ = [
     "SparseAutoencoder",
     "calibrate",
     "check_architecture",
+    "check_estimator",
+    "check_kernel",
+    "check_penalty",
     "evaluate",
     "grid",
     "load_sae",

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from sae_bench import ablation, conformance, plots, registry
+from sae_bench import ablation, plots, registry
 from sae_bench.cache import ActivationCache
+from sae_bench.conformance import ARCHITECTURE
 from sae_bench.contexts import Packed, PerDocument
 from sae_bench.errors import InputError
 from sae_bench.files import write_table
@@ -158,8 +159,8 @@ def _noise(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     cls = registry.from_spec(arguments.architecture)
-    failed = conformance.failures(cls)
-    for name, _ in conformance.architecture_checks(cls):
+    failed = ARCHITECTURE.failures(cls)
+    for name, _ in ARCHITECTURE.named(cls):
         print(f"{'FAILED' if name in failed else 'passed'}  {name}")
         if name in failed:
             print(f"        {failed[name]}")

@@ -1,56 +1,31 @@
-"""The conformance suite for architectures: many small named checks, for built-ins and yours alike.
+"""The conformance suite for architectures.
 
-    for name, check in architecture_checks(MySAE):
-        check()
-
-Each check is a function of the class that raises `AssertionError` with what to do.
+for name, check in ARCHITECTURE.named(MySAE):
+    check()
 """
 
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
-from sae_bench.errors import InputError
 from sae_bench.loading import load_sae
 from sae_bench.recipe import Recipe
 from sae_bench.registry import architecture
 from sae_bench.sae import SparseAutoencoder
+from sae_bench.suite import Suite
 from sae_bench.train import train
 
 D_IN, D_SAE, BATCH = 16, 128, 64
 Class = type[SparseAutoencoder]
-Check = Callable[[Class], None]
-CHECKS: list[Check] = []
-
-
-def _check(function: Check) -> Check:
-    CHECKS.append(function)
-    return function
-
-
-def architecture_checks(cls: Class) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Every check by name, ready to be called: for `pytest.mark.parametrize`, say."""
-    for check in CHECKS:
-        yield check.__name__, partial(check, cls)
-
-
-def failures(cls: Class) -> dict[str, str]:
-    """Name -> message of each check that `cls` fails."""
-    found = {}
-    for name, check in architecture_checks(cls):
-        try:
-            check()
-        except Exception as error:  # a check that cannot run has failed
-            kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-            found[name] = kind + " ".join(str(error).split())
-    return found
+ARCHITECTURE: Suite[Class] = Suite(
+    "subclass of SparseAutoencoder",
+    lambda thing: isinstance(thing, type) and issubclass(thing, SparseAutoencoder),
+)
 
 
 def check_architecture(cls: type) -> None:
@@ -60,11 +35,7 @@ def check_architecture(cls: type) -> None:
         InputError: it is no such class.
         AssertionError: checks failed; one line each, saying what to do.
     """
-    if not (isinstance(cls, type) and issubclass(cls, SparseAutoencoder)):
-        raise InputError(f"check_architecture: {cls!r:.60} is no subclass of SparseAutoencoder")
-    if found := failures(cls):
-        lines = [f"{name}: {message}" for name, message in found.items()]
-        raise AssertionError("\n".join([f"{cls.__name__} fails {len(found)} checks", *lines]))
+    ARCHITECTURE.run(cls)
 
 
 def _data(rows: int = BATCH, seed: int = 0) -> Tensor:
@@ -104,14 +75,14 @@ def _close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@_check
+@ARCHITECTURE
 def is_found_by_its_name(cls: Class) -> None:
     """One class a name."""
     found = architecture(cls.__name__)
     assert found is cls, f"the name {cls.__name__} belongs to {found}; rename the class"
 
 
-@_check
+@ARCHITECTURE
 def has_the_standard_parameters(cls: Class) -> None:
     """W_enc, W_dec and b_dec have their shapes."""
     sae = cls(D_IN, D_SAE)
@@ -121,7 +92,7 @@ def has_the_standard_parameters(cls: Class) -> None:
         assert found == shape, f"`initial` must return {name} of shape {shape}, got {found}"
 
 
-@_check
+@ARCHITECTURE
 def codes_have_one_column_a_latent(cls: Class) -> None:
     """encode: (batch, d_in) -> (batch, d_sae); decode: back; for any batch, one token included."""
     sae = cls(D_IN, D_SAE)
@@ -136,7 +107,7 @@ def codes_have_one_column_a_latent(cls: Class) -> None:
         )
 
 
-@_check
+@ARCHITECTURE
 def encode_decode_and_forward_agree(cls: Class) -> None:
     """forward(x) = decode(encode(x)), and the loss reconstructs from the same codes."""
     sae, x = cls(D_IN, D_SAE), _data()
@@ -147,7 +118,7 @@ def encode_decode_and_forward_agree(cls: Class) -> None:
     )
 
 
-@_check
+@ARCHITECTURE
 def the_loss_is_the_sum_of_its_terms(cls: Class) -> None:
     """Finite scalars that add up."""
     loss = cls(D_IN, D_SAE).loss(_data())
@@ -159,7 +130,7 @@ def the_loss_is_the_sum_of_its_terms(cls: Class) -> None:
     )
 
 
-@_check
+@ARCHITECTURE
 def the_loss_is_a_mean_over_the_batch(cls: Class) -> None:
     """A batch that is repeated has the same loss."""
     sae, x = cls(D_IN, D_SAE), _data()
@@ -167,7 +138,7 @@ def the_loss_is_a_mean_over_the_batch(cls: Class) -> None:
     assert _close(once, twice), "average terms over the batch (sum over d_in and latents)"
 
 
-@_check
+@ARCHITECTURE
 def the_loss_changes_nothing(cls: Class) -> None:
     """loss and encode are pure functions; counters move in `observe`."""
     sae, x = cls(D_IN, D_SAE), _data()
@@ -178,7 +149,7 @@ def the_loss_changes_nothing(cls: Class) -> None:
     assert torch.equal(generator, torch.get_rng_state()), "do not draw from the global generator"
 
 
-@_check
+@ARCHITECTURE
 def every_parameter_gets_a_finite_gradient(cls: Class) -> None:
     """No parameter is forgotten, none becomes NaN."""
     sae = cls(D_IN, D_SAE)
@@ -188,7 +159,7 @@ def every_parameter_gets_a_finite_gradient(cls: Class) -> None:
         assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
 
 
-@_check
+@ARCHITECTURE
 def weights_come_from_the_seed(cls: Class) -> None:
     """Same seed, same weights; another seed, others."""
     one, same, other = (_state(cls(D_IN, D_SAE, seed=seed)) for seed in (3, 3, 4))
@@ -196,7 +167,7 @@ def weights_come_from_the_seed(cls: Class) -> None:
     assert not torch.equal(one["W_dec"], other["W_dec"]), "W_dec must depend on the seed"
 
 
-@_check
+@ARCHITECTURE
 def evaluation_changes_nothing(cls: Class) -> None:
     """encode and decode in evaluation mode leave the state alone."""
     sae = _trained(cls)
@@ -205,7 +176,7 @@ def evaluation_changes_nothing(cls: Class) -> None:
     assert _same(before, _state(sae)), "evaluation changed a tensor: move that to `observe`"
 
 
-@_check
+@ARCHITECTURE
 def a_token_is_encoded_alone(cls: Class) -> None:
     """In evaluation mode a token's codes do not depend on the rest of its batch."""
     sae, x = _trained(cls), _data(seed=5)
@@ -213,7 +184,7 @@ def a_token_is_encoded_alone(cls: Class) -> None:
     assert _close(sae.encode(x), alone), "use a fixed threshold in evaluation mode"
 
 
-@_check
+@ARCHITECTURE
 def saving_and_loading_gives_the_same_codes(cls: Class) -> None:
     """Everything that decides the codes is in the record."""
     sae, x = _trained(cls), _data(seed=5)
@@ -226,7 +197,7 @@ def saving_and_loading_gives_the_same_codes(cls: Class) -> None:
     assert loaded.slots == sae.slots, "slots must survive `save` and `load_sae`"
 
 
-@_check
+@ARCHITECTURE
 def folding_scales_the_codes(cls: Class) -> None:
     """After fold_(s), s * x has codes and reconstruction s times as large, and s^2 the loss."""
     sae, x, s = _trained(cls), _data(seed=5), 3.0
@@ -238,7 +209,7 @@ def folding_scales_the_codes(cls: Class) -> None:
     assert _close(folded.loss(s * x).total, s * s * loss, 1e-3), f"loss: {advice}"
 
 
-@_check
+@ARCHITECTURE
 def training_lowers_the_loss(cls: Class) -> None:
     """Some steps on one small set help, and the decoder constraint holds after them."""
     (trained,) = train([_arm(cls, 120)], _cache(), device="cpu")
@@ -251,7 +222,7 @@ def training_lowers_the_loss(cls: Class) -> None:
     assert _close(W_dec, trained.sae.W_dec), "call super() in `project_parameters_`"
 
 
-@_check
+@ARCHITECTURE
 def lockstep_is_invisible(cls: Class) -> None:
     """Beside another arm the SAE ends with the bits it has alone."""
     arm, other = _arm(cls), _arm(SparseAutoencoder)
@@ -261,7 +232,7 @@ def lockstep_is_invisible(cls: Class) -> None:
     assert _same(_state(alone.sae), _state(beside.sae)), "do not share tensors between objects"
 
 
-@_check
+@ARCHITECTURE
 def works_in_float64(cls: Class) -> None:
     """`.double()` gives nearly the same codes."""
     sae, x = _trained(cls), _data(seed=5)
@@ -270,7 +241,7 @@ def works_in_float64(cls: Class) -> None:
     assert (wide.float() - sae(x)).norm() < 1e-2 * x.norm(), "float64 gives other numbers"
 
 
-@_check
+@ARCHITECTURE
 def works_under_bfloat16_autocast(cls: Class) -> None:
     """Matrix products in bfloat16, parameters and gradients in float32."""
     sae = cls(D_IN, D_SAE)

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from sae_bench.cache import ActivationCache
-from sae_bench.conformance import failures
-from sae_bench.penalties import Penalty
+from sae_bench.conformance import ARCHITECTURE
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -39,15 +38,16 @@ def test_the_architecture() -> None:
     scope: dict[str, object] = {"__name__": "readme"}
     exec(BLOCKS[1], scope)
     assert len([line for line in BLOCKS[1].splitlines() if line]) <= 15
-    assert failures(scope["ShrinkFreeSAE"]) == {}  # type: ignore[arg-type]
+    assert ARCHITECTURE.failures(scope["ShrinkFreeSAE"]) == {}  # type: ignore[arg-type]
 
 
-def test_the_penalty() -> None:
+def test_the_components() -> None:
+    """Each block runs its own check."""
     scope: dict[str, object] = {"__name__": "readme"}
-    exec(BLOCKS[2], scope)
-    penalty = scope["SquareRoot"](0.5)  # type: ignore[operator]
-    assert isinstance(penalty, Penalty)
-    assert penalty.label == "SquareRoot(0.5)"
+    for block in BLOCKS[2:]:
+        assert len([line for line in block.splitlines() if line]) <= 15
+        exec(block, scope)
+    assert {"L2", "ClippedKDE"} <= set(scope)
 
 
 def test_links_exist() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_bench.conformance import CHECKS, architecture_checks, check_architecture, failures
+from sae_bench.conformance import ARCHITECTURE, check_architecture
 from sae_bench.errors import InputError
 from sae_bench.sae import SparseAutoencoder
 from tests.small import ARCHITECTURES
@@ -14,7 +14,7 @@ from tests.small import ARCHITECTURES
 CASES = [
     pytest.param(check, id=f"{name}-{check_name}")
     for name, cls in ARCHITECTURES.items()
-    for check_name, check in architecture_checks(cls)
+    for check_name, check in ARCHITECTURE.named(cls)
 ]
 
 
@@ -105,17 +105,17 @@ class StuckSAE(SparseAutoencoder):
 def test_a_wrong_class_fails_the_check_that_names_its_fault(
     cls: type[SparseAutoencoder], check: str
 ) -> None:
-    found = failures(cls)
+    found = ARCHITECTURE.failures(cls)
     assert check in found, found
     with pytest.raises(AssertionError, match=check):
         check_architecture(cls)
 
 
 def test_checks_are_named_and_say_what_they_hold() -> None:
-    assert len({check.__name__ for check in CHECKS}) == len(CHECKS) >= 15
-    assert all(check.__doc__ for check in CHECKS)
+    assert len({check.__name__ for check in ARCHITECTURE.checks}) == len(ARCHITECTURE.checks) >= 15
+    assert all(check.__doc__ for check in ARCHITECTURE.checks)
 
 
 def test_only_architectures_are_checked() -> None:
-    with pytest.raises(InputError, match="no subclass"):
+    with pytest.raises(InputError, match="is no subclass"):
         check_architecture(dict)
