@@ -89,7 +89,7 @@ class Summed(Penalty):
 
 
 @dataclass(frozen=True)
-class Silent(BatchKDE):
+class Motionless(BatchKDE):
     """Never moves a threshold."""
 
     def estimate(
@@ -109,11 +109,11 @@ def test_faults_are_named() -> None:
         "scales_with_the_activations",
         "states_its_slope",
     }
-    assert ESTIMATOR.failures(Silent(Rectangle(0.1))).keys() == {"moves_thresholds"}
+    assert ESTIMATOR.failures(Motionless(Rectangle(0.1))).keys() == {"moves_thresholds"}
     for check, thing in (
         (check_kernel, TwiceScaled()),
         (check_penalty, Summed(0.1)),
-        (check_estimator, Silent(Rectangle(0.1))),
+        (check_estimator, Motionless(Rectangle(0.1))),
     ):
         with pytest.raises(AssertionError, match="failed"):
             check(thing)
