@@ -11,7 +11,7 @@ from sae_bench.estimators import BatchKDE, Estimator, as_estimator
 from sae_bench.kernels import Kernel, Rectangle
 from sae_bench.surrogate import _Jump, jump
 
-KERNELS = list(subclasses(Kernel))
+KERNELS = [cls for cls in subclasses(Kernel) if cls.__module__ == "sae_bench.kernels"]
 
 
 class Case(NamedTuple):
