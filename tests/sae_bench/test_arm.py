@@ -243,8 +243,8 @@ def test_the_code_of_a_users_class_is_part_of_the_key(tmp_path: Path) -> None:
         "        return {factor} * super().decode(f)\n"
     )
     keys = []
-    for number, factor in enumerate((1, 2, 1)):
-        path = tmp_path / f"mine{number}.py"
+    path = tmp_path / "mine.py"
+    for factor in (1, 2, 1):
         path.write_text(code.format(factor=factor))
         keys.append(Arm(load_file(path).EditedSAE, 8, RECIPE).key)
     assert keys[0] == keys[2] != keys[1]
