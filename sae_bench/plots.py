@@ -22,7 +22,7 @@ COLOURS: Mapping[str, str] = {
 """One colour an architecture, the same in every figure (Okabe and Ito's colour-blind-safe set and a
 dark green)."""
 
-SPARE = ("#000000", "#8C6D31", "#7B4FA3", "#999999")
+SPARE = ("#332288", "#88CCEE", "#117733", "#999933", "#CC6677", "#882255", "#000000", "#999999")
 MARKERS: Mapping[str, str] = {
     "ReLU": "o",
     "TopK": "s",
