@@ -144,15 +144,18 @@ def group_key(arm: Arm) -> tuple[Any, ...]:
 
 
 def memory_need(arm: Arm, d_in: int) -> int:
-    """Bytes that training one arm takes: parameters, gradients and two Adam moments, and the
-    temporaries of one step (about eight arrays of batch x d_sae). Zero for an arm that cannot be
-    built: training it says why."""
+    """Bytes that training one arm takes: parameters, gradients and two Adam moments, the state of
+    counters and estimator, and the temporaries of one step (about eight arrays of batch x d_sae).
+    Zero for an arm that cannot be built: training it says why."""
     try:
         sae = arm.build(d_in)
     except Exception:
         return 0
-    parameters = sum(p.numel() * p.element_size() for p in sae.parameters())
-    return 4 * parameters + 8 * arm.recipe.batch_size * arm.d_sae * 4
+    parameters, buffers = (
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        for tensors in (sae.parameters(), sae.buffers())
+    )
+    return 4 * parameters + buffers + 8 * arm.recipe.batch_size * arm.d_sae * 4
 
 
 def waves(arms: Sequence[Arm], needs: Sequence[int], budget: int) -> Iterator[list[Arm]]:

@@ -78,7 +78,8 @@ def test_waves_fill_the_budget_in_order() -> None:
 def test_memory_need_counts_parameters_four_times() -> None:
     need = memory_need(Arm(SparseAutoencoder, D_SAE, RECIPE), D_IN)
     parameters = 2 * D_IN * D_SAE + D_IN + D_SAE
-    assert need == 4 * 4 * parameters + 8 * 32 * D_SAE * 4
+    counters = 8 * D_SAE
+    assert need == 4 * 4 * parameters + counters + 8 * 32 * D_SAE * 4
 
 
 def test_groups_share_batches() -> None:
