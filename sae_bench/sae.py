@@ -1,7 +1,8 @@
 """The interface that every architecture implements."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -258,9 +259,22 @@ class SparseAutoencoder(nn.Module):
         """Whether `estimate_` has work to do, and wants the codes' gradients to be retained."""
         return bool(self.threshold_parameters) and not self.kernel.is_backward
 
+    @contextmanager
+    def thresholds_left_to_estimator(self) -> Iterator[None]:
+        """Losses computed inside leave no gradient in the thresholds if `estimate_` will set it:
+        the backward pass saves the work of one that would be replaced."""
+        left = self.threshold_parameters if self.needs_samples else []
+        for parameter in left:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in left:
+                parameter.requires_grad_(True)
+
     @torch.no_grad()
     def estimate_(self, loss: Loss, sparsity_scale: float) -> None:
-        """Replaces the gradient that backward left in the thresholds by the estimator's, and
+        """Sets the gradient of the thresholds to the estimator's, whatever backward left there, and
         advances its state: once an optimiser step, by the trainer alone.
 
         Args:

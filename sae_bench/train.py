@@ -73,7 +73,10 @@ class Trainee:
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * recipe.lr_factor(index)
         self._optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.autocast):
+        with (
+            self.sae.thresholds_left_to_estimator(),
+            torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.autocast),
+        ):
             loss = self._loss(x, recipe.sparsity_scale(index))
         if self.sae.needs_samples:
             loss.latents.f.retain_grad()

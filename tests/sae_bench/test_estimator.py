@@ -164,6 +164,26 @@ def test_only_thresholds_and_nothing_else_are_estimated() -> None:
         assert torch.equal(gradients[1][name], gradient) == (name != "raw_threshold")
 
 
+def test_training_saves_the_gradient_that_would_be_replaced() -> None:
+    """Left to the estimator, thresholds get no gradient from backward (a window of 8 steps then
+    costs less than the batch estimate); everything else, and the estimate, keep their bits. The
+    paper's estimator is backward itself, and loses nothing."""
+    x = inputs(50)
+    for estimator in (BatchKDE(Rectangle(0.4)), *EVERY):
+        plain, saving = (sae_of(L0(0.3), estimator) for _ in range(2))
+        threshold_gradient(plain, x)
+        with saving.thresholds_left_to_estimator():
+            loss = saving.loss(x)
+        loss.latents.f.retain_grad()
+        loss.total.backward()
+        (threshold,) = saving.threshold_parameters
+        assert (threshold.grad is None) == (not estimator.is_backward)
+        saving.estimate_(loss, 1.0)
+        for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+            assert other.requires_grad
+            assert torch.equal(one.grad, other.grad)
+
+
 def test_without_a_threshold_nothing_is_estimated() -> None:
     sae = SparseAutoencoder(D_IN, D_SAE, kernel=WindowKDE(Rectangle(0.2)))
     assert not sae.needs_samples
