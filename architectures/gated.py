@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae_bench.activations import Activation, Latents, ReLU
 from sae_bench.penalties import L1, Penalty
+from sae_bench.plain import Plain, PlainGated
 from sae_bench.sae import SparseAutoencoder, squared_error
 
 
@@ -19,7 +20,7 @@ class GatedSAE(SparseAutoencoder):
 
     The penalty acts on ReLU(pi); an auxiliary loss ||x - x_hat_frozen(ReLU(pi))||^2 trains the
     gate, with W_dec and b_dec frozen in its decoder and the encoder's path through x - b_dec live.
-    Effective threshold after weight tying: `threshold` is None, see the JumpReLU conversion.
+    `threshold` is None; `sae_bench.to_jumprelu` gives the equal JumpReLU SAE.
     """
 
     activation: Activation = ReLU()
@@ -52,6 +53,11 @@ class GatedSAE(SparseAutoencoder):
         magnitude = shared * self.r_mag.exp() + self.b_mag
         step = (pi > 0).to(pi.dtype)
         return Latents(pi, step * magnitude.relu(), step)
+
+    def plain(self) -> Plain:
+        """A Gated SAE."""
+        names = ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag")
+        return PlainGated(**{name: getattr(self, name).detach() for name in names})
 
     def decode_gate(self, f: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
         """The auxiliary decoder: a frozen copy of the decoder."""

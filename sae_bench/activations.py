@@ -16,6 +16,7 @@ from torch import Tensor
 from sae_bench.components import Component
 from sae_bench.errors import InputError
 from sae_bench.estimator import Estimator
+from sae_bench.plain import Plain, PlainBatchTopK, PlainJumpReLU, PlainReLU, PlainTopK
 from sae_bench.surrogate import jump
 
 
@@ -78,6 +79,17 @@ class Activation(Component):
         """Why a penalty on the step function has no gradient here, or None if it has one."""
         return None
 
+    def plain(self, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Plain:
+        """What an SAE with these weights (W_enc, b_enc, W_dec, b_dec) and this activation computes
+        in evaluation.
+
+        Raises:
+            InputError: nothing that other libraries know.
+        """
+        raise InputError(
+            f"{type(self).__name__} is unknown to other libraries: define its method `plain`"
+        )
+
 
 @dataclass(frozen=True)
 class ReLU(Activation):
@@ -94,6 +106,10 @@ class ReLU(Activation):
         if estimator.to_input:
             return None
         return "ReLU has no threshold: a penalty on L0 needs an estimator with to_input=True"
+
+    def plain(self, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Plain:
+        """A ReLU SAE."""
+        return PlainReLU(**weights)
 
 
 @dataclass(frozen=True)
@@ -204,6 +220,10 @@ class JumpReLU(Activation):
         """theta * s."""
         self.form.fold_(own[self.form.name], s)
 
+    def plain(self, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Plain:
+        """A JumpReLU SAE."""
+        return PlainJumpReLU(**weights, threshold=self.threshold(own))
+
 
 @dataclass(frozen=True)
 class FixedL0(Activation):
@@ -249,6 +269,10 @@ class TopK(FixedL0):
         values, index = pre.topk(self.k, dim=-1, sorted=False)
         f = torch.zeros_like(pre).scatter(-1, index, values.relu())
         return Latents(pre, f, (f > 0).to(pre.dtype))
+
+    def plain(self, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Plain:
+        """A TopK SAE."""
+        return PlainTopK(**weights, k=self.k)
 
 
 @dataclass(frozen=True)
@@ -313,3 +337,8 @@ class BatchTopK(FixedL0):
     def fold_(self, own: Mapping[str, Tensor], s: float) -> None:
         """theta * s."""
         own["running_threshold"].mul_(s)
+
+    def plain(self, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Plain:
+        """A JumpReLU SAE with one threshold."""
+        threshold = self.threshold(own).expand_as(weights["b_enc"])
+        return PlainBatchTopK(**weights, threshold=threshold, k=self.k)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -69,7 +70,7 @@ def run(
         "lm_tokens": lm_tokens,
         "data": data,
     }
-    common = _common(train)
+    place = _place(train)
     folder = RunFolder(Path(out))
     folder.check(arms, inputs)
     ahead = [arm for arm in arms if arm.objection is None and not folder.is_evaluated(arm)]
@@ -84,7 +85,7 @@ def run(
                 missing,
                 source,
                 device=device,
-                finished=lambda ended: folder.keep(ended, train.scale),
+                finished=lambda ended: folder.keep(ended, train.scale, place),
             )
         unmeasured = [arm for arm in ahead if folder.is_trained(arm)]
         if unmeasured:
@@ -93,7 +94,7 @@ def run(
             rows = _evaluate(saes, placed, lm_tokens=lm_tokens, language_model=language_model)
             for index, arm in enumerate(unmeasured):
                 folder.keep_evaluation(arm, rows[rows["sae"] == index].drop(columns="sae"))
-        return folder.finish(arms, common)
+        return folder.finish(arms, _columns(place))
 
 
 _evaluate = evaluate  # the argument of `run` of the same name hides it there
@@ -142,12 +143,24 @@ def _check(arms: list[Arm], train: ActivationSource) -> None:
         )
 
 
-def _common(train: ActivationSource) -> dict[str, object]:
-    """Columns that all rows of a run share."""
+def _place(train: ActivationSource) -> dict[str, Any]:
+    """Where the activations come from: model and site by name, the record of the context policy;
+    None where it is not known."""
     record = train.record()
-    model, context = record.get("model"), record.get("context")
+    model = record.get("model")
     return {
-        "model": model["name"] if model else record.get("name", ""),
-        "site": record.get("site", ""),
-        "train_context": from_record(ContextPolicy, context).label if context else "",  # type: ignore[type-abstract]
+        "model": model["name"] if model else record.get("name"),
+        "site": record.get("site"),
+        "context": record.get("context"),
+    }
+
+
+def _columns(place: Mapping[str, Any]) -> dict[str, str]:
+    """Columns that all rows of a run share."""
+    context = place["context"]
+    policy = from_record(ContextPolicy, context) if context else None  # type: ignore[type-abstract]
+    return {
+        "model": place["model"] or "",
+        "site": place["site"] or "",
+        "train_context": policy.label if policy else "",
     }

@@ -20,6 +20,7 @@ from sae_bench.estimators import BatchKDE, Estimator, as_estimator
 from sae_bench.files import write_atomically, write_json
 from sae_bench.kernels import Kernel
 from sae_bench.penalties import L1, Penalty
+from sae_bench.plain import Plain
 from sae_bench.samples import Present, Samples
 
 FORMAT, VERSION = "sae_bench", 1
@@ -62,8 +63,8 @@ class SparseAutoencoder(nn.Module):
     adds slots by annotating class attributes of its own (components or plain values).
 
     **Subclassing.** Override any of `initial`, `latents`, `decode`, `loss_terms`, `biases`,
-    `objection`; nothing else needs to know. `loss` is a pure function: what moves during training
-    moves in `observe`, which only the trainer calls.
+    `objection`, `plain`; nothing else needs to know. `loss` is a pure function: what moves during
+    training moves in `observe`, which only the trainer calls.
 
     Args:
         d_in: width of the activations.
@@ -88,12 +89,17 @@ class SparseAutoencoder(nn.Module):
     silent_tokens: Int[Tensor, " d_sae"]
     """Training tokens since each latent last fired."""
 
+    provenance: dict[str, Any]
+    """JSON-ready remarks on where the SAE comes from, saved with it: what `run` knows of model,
+    site, context, data and recipe, or the settings of the library that it was loaded from."""
+
     biases: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
     """Tensors in units of the activations: those that fold with the activation scale."""
 
     def __init__(self, d_in: int, d_sae: int, *, seed: int = 0, **slots: Any) -> None:
         super().__init__()
         self.d_in, self.d_sae, self.seed = d_in, d_sae, seed
+        self.provenance: dict[str, Any] = {}
         if not (d_in >= 1 and d_sae >= 1):
             raise InputError(
                 f"{type(self).__name__}: d_in and d_sae must be positive, got {d_in} and {d_sae}"
@@ -214,6 +220,19 @@ class SparseAutoencoder(nn.Module):
         """Half the second derivative of the reconstruction terms with respect to each code:
         ||d_i||^2, times the number of such terms that the latent takes part in."""
         return self.W_dec.square().sum(1)
+
+    def plain(self) -> Plain:
+        """What the SAE computes in evaluation, in tensors that share its memory: for other
+        libraries and for conversions. `exportable` checks that it is the truth.
+
+        Raises:
+            InputError: nothing that other libraries know.
+        """
+        weights = {
+            name: getattr(self, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+        }
+        own = {name: tensor.detach() for name, tensor in self._own.items()}
+        return self.activation.plain(weights, own)
 
     # -- what users call --------------------------------------------------------------------------
 
@@ -368,13 +387,12 @@ class SparseAutoencoder(nn.Module):
             self.get_buffer(ESTIMATOR + name).copy_(value)
         return self
 
-    def save(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
-        """Writes the SAE as it is (`run` folds it first): weights as safetensors, the rest as JSON.
-        `load_sae` reads it back.
+    def save(self, folder: str | Path) -> None:
+        """Writes the SAE as it is (`run` folds it first), its provenance included: weights as
+        safetensors, the rest as JSON. `load_sae` reads it back.
 
         Args:
             folder: made if it does not exist.
-            provenance: JSON-ready remarks kept beside the weights (data, recipe, scale).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -392,7 +410,7 @@ class SparseAutoencoder(nn.Module):
             "d_sae": self.d_sae,
             "seed": self.seed,
             "slots": self.slots,
-            "provenance": dict(provenance or {}),
+            "provenance": self.provenance,
         }
         write_json(folder / CONFIG, config)
 

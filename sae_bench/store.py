@@ -154,15 +154,22 @@ class RunFolder:
         outcome = self.outcome(arm)
         return outcome is not None and outcome["status"] == TRAINED
 
-    def keep(self, trained: Trained, scale: float) -> None:
-        """Stores an arm that ended. Its SAE is folded by the activation scale (in place)."""
+    def keep(self, trained: Trained, scale: float, place: Mapping[str, Any]) -> None:
+        """Stores an arm that ended.
+
+        Args:
+            trained: its SAE is folded by the activation scale, in place.
+            scale: the activation scale.
+            place: what the SAE's provenance says of model, site and context.
+        """
         arm, folder = trained.arm, self._of(trained.arm)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "evaluation.parquet").unlink(missing_ok=True)
         write_table(folder / "training.parquet", pd.DataFrame(trained.history))
         if trained.sae is not None and trained.reason is None:
-            provenance = {"arm": arm.record(), "activation_scale": scale}
-            trained.sae.fold_(scale).save(folder / "sae", provenance)
+            sae = trained.sae.fold_(scale)
+            sae.provenance = {"arm": arm.record(), "activation_scale": scale, **place}
+            sae.save(folder / "sae")
         status = TRAINED if trained.reason is None else FAILED
         outcome = {
             "status": status,

@@ -114,7 +114,7 @@ def test_a_config_of_another_kind_is_named(folder: Path, value: Any) -> None:
         (lambda t: t["raw_threshold"][3].fill_(torch.inf), "'raw_threshold' has values that are"),
         (
             lambda t: t.update(b_enc=torch.zeros(16, dtype=torch.int64)),
-            "'b_enc' is torch.int64, expected a type like torch.float32",
+            "'b_enc' is torch.int64, expected floating point",
         ),
     ],
 )
@@ -146,7 +146,7 @@ def test_nothing_is_unpickled(folder: Path) -> None:
 
 
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "config.json", "cannot be read (No such file or directory)")
+    refused(tmp_path / "nowhere", "", "no such file or folder")
     (folder / "sae.safetensors").unlink()
     refused(folder, "sae.safetensors", "no such file")
     (folder / "sae.safetensors").mkdir()

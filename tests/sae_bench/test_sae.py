@@ -188,11 +188,13 @@ def test_saving_and_loading_is_bit_exact(
 ) -> None:
     sae, x = small_sae(cls, seed=3).to(dtype), small_batch().to(dtype)
     sae.observe(sae.loss(x).latents)
-    sae.save(tmp_path / "new" / "folder", {"remark": [1, None]})
+    sae.provenance = {"remark": [1, None]}
+    sae.save(tmp_path / "new" / "folder")
     loaded = load_sae(tmp_path / "new" / "folder")
     assert type(loaded) is cls
     assert bits(loaded) == bits(sae)
     assert loaded.slots == sae.slots
+    assert loaded.provenance == sae.provenance
     assert (loaded.d_in, loaded.d_sae, loaded.seed) == (D_IN, D_SAE, 3)
     assert not loaded.training
     assert all(parameter.requires_grad for parameter in loaded.parameters())

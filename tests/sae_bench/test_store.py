@@ -18,6 +18,7 @@ from sae_bench.train import Trained
 from tests.grids import RECIPE, state_of
 
 ARMS = grid(ReLUSAE, d_sae=6, penalty=[L1(0.1), L1(0.2)], recipe=RECIPE)
+PLACE = {"model": "m", "site": "layers.0.resid_post", "context": None}
 INPUTS = {"train": {"id": "a"}, "lm_tokens": 0, "data": None}
 
 
@@ -75,7 +76,7 @@ def test_a_trained_arm_is_kept_folded(tmp_path: Path) -> None:
     ended = trained(arm)
     with torch.no_grad():
         ended.sae.b_dec.copy_(torch.arange(4.0))
-    folder.keep(ended, 3.0)
+    folder.keep(ended, 3.0, PLACE)
     assert folder.outcome(arm)["status"] == TRAINED  # type: ignore[index]
     assert folder.is_trained(arm)
     assert not folder.is_evaluated(arm)
@@ -86,19 +87,21 @@ def test_a_trained_arm_is_kept_folded(tmp_path: Path) -> None:
     assert state_of(sae) == state_of(ended.sae)
     config = json.loads((tmp_path / "arms" / arm.key / "sae" / "config.json").read_text())
     assert config["provenance"]["activation_scale"] == 3.0
+    assert {name: config["provenance"][name] for name in PLACE} == PLACE
+    assert folder.sae(arm).provenance == config["provenance"]
     assert config["provenance"]["arm"] == json.loads(json.dumps(arm.record()))
 
 
 def test_an_arm_without_its_outcome_is_not_trained(tmp_path: Path) -> None:
     folder, arm = started(tmp_path), ARMS[0]
-    folder.keep(trained(arm), 1.0)
+    folder.keep(trained(arm), 1.0, PLACE)
     (tmp_path / "arms" / arm.key / "arm.json").unlink()
     assert not folder.is_trained(arm)
 
 
 def test_a_failed_arm_is_kept_without_an_sae(tmp_path: Path) -> None:
     folder, arm = started(tmp_path), ARMS[0]
-    folder.keep(trained(arm, reason="diverged"), 1.0)
+    folder.keep(trained(arm, reason="diverged"), 1.0, PLACE)
     assert folder.outcome(arm)["status"] == FAILED  # type: ignore[index]
     assert not folder.is_trained(arm)
     with pytest.raises(InputError):
@@ -107,18 +110,18 @@ def test_a_failed_arm_is_kept_without_an_sae(tmp_path: Path) -> None:
 
 def test_training_again_drops_the_old_measurements(tmp_path: Path) -> None:
     folder, arm = started(tmp_path), ARMS[0]
-    folder.keep(trained(arm), 1.0)
+    folder.keep(trained(arm), 1.0, PLACE)
     folder.keep_evaluation(arm, row(arm))
     assert folder.is_evaluated(arm)
-    folder.keep(trained(arm), 1.0)
+    folder.keep(trained(arm), 1.0, PLACE)
     assert not folder.is_evaluated(arm)
 
 
 def test_the_table_has_a_row_for_every_arm(tmp_path: Path) -> None:
     folder, (arm, failed) = started(tmp_path), ARMS
-    folder.keep(trained(arm, seconds=2.5), 1.0)
+    folder.keep(trained(arm, seconds=2.5), 1.0, PLACE)
     folder.keep_evaluation(arm, row(arm))
-    folder.keep(trained(failed, reason="broke"), 1.0)
+    folder.keep(trained(failed, reason="broke"), 1.0, PLACE)
     table = folder.finish(ARMS, {"model": "m"})
     assert list(table["arm"]) == [arm.key, failed.key]
     assert list(table["status"]) == [TRAINED, FAILED]

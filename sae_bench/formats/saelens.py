@@ -1,0 +1,205 @@
+"""SAELens 6: a folder with cfg.json and sae_weights.safetensors."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_bench.conversion import exportable, sae_of
+from sae_bench.errors import InputError
+from sae_bench.files import read_json, write_atomically, write_json
+from sae_bench.formats.format import Format
+from sae_bench.formats.places import context_length, hook_name, site_of_hook
+from sae_bench.plain import (
+    Plain,
+    PlainGated,
+    PlainJumpReLU,
+    PlainReLU,
+    PlainTopK,
+    subtracting,
+)
+from sae_bench.sae import SparseAutoencoder
+from sae_bench.weights import check_config, floats, matrix, read_safetensors
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+
+WRITTEN_FOR = "6.0.0"
+"""Oldest version of SAELens that reads what is written here."""
+
+VECTORS = {
+    "standard": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "topk": ("b_enc",),
+    "gated": ("b_gate", "b_mag", "r_mag"),
+}
+"""Tensors of shape (d_sae,), by architecture; W_enc, W_dec and b_dec belong to all."""
+
+FOLDED = ("none", "expected_average_only_in", "covariance_whitening")
+"""Values of normalize_activations that do nothing at inference: the weights take raw activations.
+(A user who divides by the average norm by hand before encoding has to go on doing so.)"""
+
+
+class SAELens(Format):
+    """cfg.json and sae_weights.safetensors; architectures standard, topk, jumprelu and gated."""
+
+    name = "saelens"
+    files = f"{CONFIG} and {WEIGHTS}"
+
+    def claims(self, path: Path) -> bool:
+        """By the name of the weights."""
+        return (path / WEIGHTS).exists()
+
+    def load(self, path: Path) -> SparseAutoencoder:
+        """The SAE, its weights in float32. `apply_b_dec_to_input=False` is folded into b_enc,
+        `rescale_acts_by_decoder_norm` into encoder and decoder."""
+        where, weights = path / CONFIG, path / WEIGHTS
+        config = _config(where)
+        tensors = read_safetensors(weights)
+        d_in, d_sae = matrix(tensors, "W_enc", weights)
+        check_config(config, {"d_in": d_in, "d_sae": d_sae}, where, weights)
+        names = VECTORS[config["architecture"]]
+        shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+        shapes |= dict.fromkeys(names, (d_sae,))
+        kind = f"{config['architecture']} SAE of SAELens"
+        tensors = floats(tensors, shapes, weights, kind)
+        if not config.get("apply_b_dec_to_input", True):
+            tensors |= _with_subtraction(tensors)
+        sae = sae_of(READ[config["architecture"]](tensors, config, where))
+        sae.provenance = _provenance(config)
+        return sae
+
+    def save(self, sae: SparseAutoencoder, path: Path) -> None:
+        """Weights as they are, b_dec subtracted. A BatchTopK SAE becomes a jumprelu one with equal
+        thresholds, as in SAELens itself."""
+        plain = exportable(sae)
+        architecture, tensors, extra = _written(plain)
+        place = sae.provenance
+        config = {
+            "architecture": architecture,
+            "d_in": plain.d_in,
+            "d_sae": plain.d_sae,
+            "dtype": str(plain.W_enc.dtype).removeprefix("torch."),
+            "device": "cpu",
+            "apply_b_dec_to_input": True,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            **extra,
+            "metadata": {
+                "sae_lens_version": WRITTEN_FOR,
+                "sae_lens_training_version": None,
+                "model_name": place.get("model"),
+                "hook_name": None,
+                "hook_head_index": None,
+                "context_size": context_length(place),
+                "prepend_bos": True,
+                "seqpos_slice": [None],
+            },
+        }
+        if site := place.get("site"):
+            config["metadata"]["hook_name"] = hook_name(site)
+            if site.endswith(
+                ".attn_z"
+            ):  # SAELens joins the heads of a hook of shape (head, d_head)
+                config["reshape_activations"] = "hook_z"
+        path.mkdir(parents=True, exist_ok=True)
+        copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomically(path / WEIGHTS, lambda partial: save_file(copies, partial))
+        write_json(path / CONFIG, config)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not the config of an SAE of SAELens")
+    architecture = config.setdefault("architecture", "standard")  # absent before version 3
+    if architecture == "standard" and config.get("activation_fn_str") == "topk":
+        k = (config.get("activation_fn_kwargs") or {}).get("k")
+        config |= {"architecture": "topk", "k": k}
+    if config["architecture"] not in VECTORS:
+        raise InputError(
+            f"{path}: architecture {config['architecture']!r:.60} cannot be read; "
+            f"known: {', '.join(VECTORS)} (a training checkpoint has to be saved for inference)"
+        )
+    normalisation = config.get("normalize_activations") or "none"
+    if normalisation not in FOLDED:
+        raise InputError(
+            f"{path}: normalize_activations {normalisation!r} works token by token and cannot be "
+            f"folded into weights; known: {', '.join(FOLDED)}"
+        )
+    return config
+
+
+def _with_subtraction(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The biases for x - b_dec instead of x."""
+    W, b_dec = tensors["W_enc"], tensors["b_dec"]
+    if "b_enc" in tensors:
+        return {"b_enc": subtracting(tensors["b_enc"], W, b_dec)}
+    scaled = W * tensors["r_mag"].exp()
+    return {
+        "b_gate": subtracting(tensors["b_gate"], W, b_dec),
+        "b_mag": subtracting(tensors["b_mag"], scaled, b_dec),
+    }
+
+
+def _jumprelu(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> Plain:
+    """relu(pre) 1[pre > threshold]: a negative threshold acts as zero."""
+    return PlainJumpReLU(**{**tensors, "threshold": tensors["threshold"].clamp(min=0)})
+
+
+def _topk(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> Plain:
+    k = config.get("k")
+    d_sae = len(tensors["b_enc"])
+    if not (isinstance(k, int) and 1 <= k <= d_sae):
+        raise InputError(f"{path}.k: expected an integer from 1 to {d_sae}, got {k!r:.40}")
+    if not config.get("rescale_acts_by_decoder_norm", False):
+        return PlainTopK(**tensors, k=k)
+    norms = tensors["W_dec"].norm(dim=1)
+    if not (norms > 0).all():
+        raise InputError(
+            f"{path}: rescale_acts_by_decoder_norm divides by the norms of the rows of W_dec, "
+            "and one of them is zero"
+        )
+    return PlainTopK(
+        W_enc=tensors["W_enc"] * norms,
+        W_dec=tensors["W_dec"] / norms[:, None],
+        b_dec=tensors["b_dec"],
+        b_enc=tensors["b_enc"] * norms,
+        k=k,
+    )
+
+
+READ: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any], Path], Plain]] = {
+    "standard": lambda tensors, config, path: PlainReLU(**tensors),
+    "jumprelu": _jumprelu,
+    "topk": _topk,
+    "gated": lambda tensors, config, path: PlainGated(**tensors),
+}
+
+
+def _written(plain: Plain) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """Architecture, tensors and further keys of the config."""
+    match plain:
+        case PlainReLU():
+            return "standard", plain.tensors, {}
+        case PlainJumpReLU():
+            threshold = plain.threshold.to(torch.float32)
+            return "jumprelu", plain.tensors | {"threshold": threshold}, {}
+        case PlainTopK(k=k):
+            return "topk", plain.tensors, {"k": k, "rescale_acts_by_decoder_norm": False}
+        case PlainGated():
+            return "gated", plain.tensors, {}
+    raise InputError(f"SAELens has no SAE like a {type(plain).__name__}")
+
+
+def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = config.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else config  # flat before version 6
+    return {
+        "model": metadata.get("model_name"),
+        "site": site_of_hook(metadata.get("hook_name")),
+        "context": {"length": metadata.get("context_size")},
+        "saelens": config,
+    }

@@ -1,0 +1,161 @@
+"""Reading weights that somebody else wrote. Nothing is ever unpickled.
+
+Every function raises `InputError` with one line that names the file and, where there is one, the
+key.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sae_bench.errors import InputError
+
+Shape = tuple[int, ...]
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        InputError: no such file, or not a whole safetensors file.
+    """
+    try:
+        tensors = load_file(_existing(path))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+    # Copied, since the tensors read are windows into the file.
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of an .npz archive.
+
+    Raises:
+        InputError: no such file, not a whole archive, or one that holds pickled objects.
+    """
+    try:
+        with np.load(_existing(path), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: not a readable .npz archive of plain arrays ({_first_line(error)})"
+        ) from None
+    except AttributeError:  # np.load gives a bare array for a file that is no archive
+        raise InputError(f"{path}: a single array, not an .npz archive") from None
+    numbers = {name: array for name, array in arrays.items() if array.dtype.kind in "fiu"}
+    if strange := sorted(set(arrays) - set(numbers)):
+        dtype = arrays[strange[0]].dtype
+        raise InputError(f"{path}: array {strange[0]!r} of type {dtype} holds no numbers")
+    return {name: torch.from_numpy(array.copy()) for name, array in numbers.items()}
+
+
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """A torch file read with `weights_only`: tensors and plain containers, nothing else.
+
+    Raises:
+        InputError: no such file, not a whole torch file, one that needs more than tensors and plain
+            containers to be read (pickled code is refused, not run), or no dictionary.
+    """
+    try:
+        state = torch.load(_existing(path), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path}: refused, since it holds more than tensors (reading it could run code)"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable torch file ({_first_line(error)})") from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path}: no dictionary of tensors, but a {type(state).__name__}")
+    return state
+
+
+def check(
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    path: Path,
+    kind: str,
+    integers: Collection[str] = (),
+) -> None:
+    """Whether `tensors` are exactly those expected: names, shapes, finite numbers.
+
+    Args:
+        tensors: what a file held.
+        shapes: name -> shape of every tensor that must be there.
+        path: the file, for messages.
+        kind: what it should be, for messages.
+        integers: the names of those that hold integers.
+
+    Raises:
+        InputError: a tensor is missing, unknown, of another shape or type, or not finite.
+    """
+    if wrong := sorted(set(tensors) ^ set(shapes)):
+        fault = "unknown" if wrong[0] in tensors else "missing"
+        raise InputError(f"{path}: {fault} tensor {wrong[0]!r} for a {kind}")
+    for name, shape in shapes.items():
+        value = tensors[name]
+        if not isinstance(value, Tensor):
+            raise InputError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
+        if tuple(value.shape) != tuple(shape):
+            raise InputError(
+                f"{path}: {name!r} has shape {tuple(value.shape)}, expected {tuple(shape)}"
+            )
+        if value.is_floating_point() == (name in integers):
+            wanted = "integers" if name in integers else "floating point"
+            raise InputError(f"{path}: {name!r} is {value.dtype}, expected {wanted}")
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {name!r} has values that are not finite")
+
+
+def floats(
+    tensors: Mapping[str, Any], shapes: Mapping[str, Shape], path: Path, kind: str
+) -> dict[str, Tensor]:
+    """`tensors` in float32, if they are exactly those expected; see `check`."""
+    check(tensors, shapes, path, kind)
+    return {name: tensors[name].to(torch.float32).contiguous() for name in shapes}
+
+
+def matrix(tensors: Mapping[str, Any], name: str, path: Path) -> Shape:
+    """The shape of the matrix called `name`, from which the others follow.
+
+    Raises:
+        InputError: it is missing or no matrix.
+    """
+    value = tensors.get(name)
+    if value is None:
+        raise InputError(f"{path}: missing tensor {name!r}")
+    if not isinstance(value, Tensor) or value.ndim != 2 or 0 in value.shape:
+        raise InputError(f"{path}: {name!r} is no matrix")
+    return tuple(value.shape)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def check_config(
+    config: Mapping[str, Any], sizes: Mapping[str, int], path: Path, weights: Path
+) -> None:
+    """Whether a config states the sizes that the weights have; it may leave them out.
+
+    Raises:
+        InputError: another size.
+    """
+    for key, size in sizes.items():
+        if key in config and config[key] != size:
+            raise InputError(
+                f"{path}.{key}: says {config[key]!r:.40}, but {weights.name} has {size}"
+            )
