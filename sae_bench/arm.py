@@ -102,31 +102,38 @@ class Arm:
 
     def columns(self) -> dict[str, Any]:
         """What the result table says of the arm."""
-        activation, penalty, kernel = (self.slots[s] for s in ("activation", "penalty", "kernel"))
-        uses_kernel = penalty.through_step or activation.parameters(self.d_sae)
-        extra = {
-            name: value.label if isinstance(value, Component) else value
-            for name, value in self.slots.items()
-            if name not in ("activation", "penalty", "kernel")
-        }
         return {
             "arm": self.key,
             "series": self.series,
             "setting": self.setting,
             "architecture": self.name,
-            "activation": activation.label,
-            "penalty": penalty.label_without("coefficient"),
-            "coefficient": penalty.coefficient,
-            "kernel": kernel.label if uses_kernel else "",
+            **slot_columns(self.slots, self.d_sae),
             "d_sae": self.d_sae,
             "seed": self.seed,
-            **extra,
             "lr": self.recipe.lr,
             "threshold_lr": self.recipe.threshold_lr or self.recipe.lr,
             "batch_size": self.recipe.batch_size,
             "data_seed": self.recipe.data_seed,
             "train_tokens": self.recipe.steps * self.recipe.batch_size,
         }
+
+
+def slot_columns(slots: Mapping[str, Any], d_sae: int) -> dict[str, Any]:
+    """What the result table says of the slots of an SAE with `d_sae` latents."""
+    activation, penalty, kernel = (slots[s] for s in ("activation", "penalty", "kernel"))
+    uses_kernel = penalty.through_step or activation.parameters(d_sae)
+    extra = {
+        name: value.label if isinstance(value, Component) else value
+        for name, value in slots.items()
+        if name not in ("activation", "penalty", "kernel")
+    }
+    return {
+        "activation": activation.label,
+        "penalty": penalty.label_without("coefficient"),
+        "coefficient": penalty.coefficient,
+        "kernel": kernel.label if uses_kernel else "",
+        **extra,
+    }
 
 
 def _kind(value: Any) -> Any:

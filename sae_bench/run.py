@@ -16,13 +16,14 @@ from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS, evaluate, language_models
 from sae_bench.models import LanguageModel
+from sae_bench.released import Released
 from sae_bench.source import ActivationSource
 from sae_bench.store import RunFolder
 from sae_bench.train import train as train_arms
 
 
 def run(
-    arms: Iterable[Arm],
+    arms: Iterable[Arm | Released],
     train: ActivationSource,
     evaluate: ActivationCache | Mapping[str, ActivationCache] | None = None,
     *,
@@ -40,7 +41,7 @@ def run(
     their reason. SAEs are saved under `out`, folded so that they take raw activations.
 
     Args:
-        arms: what to train; see `grid`.
+        arms: what to train (see `grid`), and finished SAEs to measure beside it (`Released`).
         train: the activations, shared by all.
         evaluate: an evaluation cache, or several by name; None: the training source's held-out
             split.
@@ -79,10 +80,12 @@ def run(
     with folder.in_use():
         folder.start(arms, inputs)
         missing = [arm for arm in ahead if not folder.is_trained(arm)]
-        if missing:
+        for released in (arm for arm in missing if isinstance(arm, Released)):
+            folder.adopt(released)
+        if cells := [arm for arm in missing if isinstance(arm, Arm)]:
             source = train.placed(device) if isinstance(train, ActivationCache) else train
             train_arms(
-                missing,
+                cells,
                 source,
                 device=device,
                 finished=lambda ended: folder.keep(ended, train.scale, place),
@@ -125,7 +128,7 @@ def _evaluation_sets(
     return dict(given)
 
 
-def _check(arms: list[Arm], train: ActivationSource) -> None:
+def _check(arms: list[Arm | Released], train: ActivationSource) -> None:
     if not arms:
         raise InputError("run: no arms were given")
     seen: set[str] = set()
@@ -133,8 +136,12 @@ def _check(arms: list[Arm], train: ActivationSource) -> None:
         if arm.key in seen:
             raise InputError(f"run: the same arm is given twice ({arm.key})")
         seen.add(arm.key)
-        train.batches(arm.recipe.batch_size, arm.recipe.data_seed)  # refuses what it cannot give
-    if short := [arm.key for arm in arms if not arm.recipe.ends_warm]:
+        if isinstance(arm, Released):
+            arm.check_site(train.d_in, train.record().get("site"))
+        else:
+            train.batches(arm.recipe.batch_size, arm.recipe.data_seed)  # refuses what it can't give
+    cells = [arm for arm in arms if isinstance(arm, Arm)]
+    if short := [arm.key for arm in cells if not arm.recipe.ends_warm]:
         warnings.warn(
             f"{len(short)} arms end before their warm-ups and decay do, {short[0]} among them: "
             "their penalty or learning rate never reaches the value in the table; "

@@ -28,11 +28,15 @@ from sae_bench.components import digest
 from sae_bench.errors import InputError
 from sae_bench.files import read_json, write_json, write_table
 from sae_bench.loading import load_sae
+from sae_bench.released import Released
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.train import Trained
 
 VERSION = 1
 TRAINED, FAILED, SKIPPED, MISSING = "trained", "failed", "skipped", "missing"
+RELEASED = "released"
+DONE = (TRAINED, RELEASED)
+"""Status of arms that have an SAE."""
 ENDED = ("status", "reason", "activation_scale", "seconds")
 MEASURED = (
     "eval_set",
@@ -76,7 +80,7 @@ class RunFolder:
     def _specification(self) -> Path:
         return self.path / "grid.json"
 
-    def check(self, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> None:
+    def check(self, arms: Sequence[Arm | Released], inputs: Mapping[str, Any]) -> None:
         """Whether this grid can go here; writes nothing. An empty folder can take it, and so can
         the folder of an earlier run of the same arms, or of some of them, on the same inputs.
 
@@ -123,7 +127,7 @@ class RunFolder:
         finally:
             lock.release()
 
-    def start(self, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> None:
+    def start(self, arms: Sequence[Arm | Released], inputs: Mapping[str, Any]) -> None:
         """Makes the folder, once `check` has passed, and writes down what will be in it.
 
         Raises:
@@ -141,18 +145,18 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror})") from None
 
-    def _of(self, arm: Arm) -> Path:
+    def _of(self, arm: Arm | Released) -> Path:
         return self.path / "arms" / arm.key
 
-    def outcome(self, arm: Arm) -> dict[str, Any] | None:
+    def outcome(self, arm: Arm | Released) -> dict[str, Any] | None:
         """Status and reason of an arm that ended, or None."""
         path = self._of(arm) / "arm.json"
         return read_json(path) if path.exists() else None
 
-    def is_trained(self, arm: Arm) -> bool:
-        """Whether the arm need not be trained again."""
+    def is_trained(self, arm: Arm | Released) -> bool:
+        """Whether the arm's SAE is there."""
         outcome = self.outcome(arm)
-        return outcome is not None and outcome["status"] == TRAINED
+        return outcome is not None and outcome["status"] in DONE
 
     def keep(self, trained: Trained, scale: float, place: Mapping[str, Any]) -> None:
         """Stores an arm that ended.
@@ -179,19 +183,26 @@ class RunFolder:
         }
         write_json(folder / "arm.json", {**outcome, **arm.record()})
 
-    def sae(self, arm: Arm, device: torch.device | str = "cpu") -> SparseAutoencoder:
+    def adopt(self, released: Released) -> None:
+        """Stores an arm that was finished elsewhere, as it is."""
+        folder = self._of(released)
+        folder.mkdir(parents=True, exist_ok=True)
+        released.sae.save(folder / "sae")
+        write_json(folder / "arm.json", {"status": RELEASED, "reason": "", **released.record()})
+
+    def sae(self, arm: Arm | Released, device: torch.device | str = "cpu") -> SparseAutoencoder:
         """The trained SAE of an arm; it takes raw activations."""
         return load_sae(self._of(arm) / "sae", device)
 
-    def is_evaluated(self, arm: Arm) -> bool:
+    def is_evaluated(self, arm: Arm | Released) -> bool:
         """Whether the arm's metrics are stored."""
         return (self._of(arm) / "evaluation.parquet").exists()
 
-    def keep_evaluation(self, arm: Arm, rows: pd.DataFrame) -> None:
+    def keep_evaluation(self, arm: Arm | Released, rows: pd.DataFrame) -> None:
         """Stores the metrics of an arm, one row an evaluation set."""
         write_table(self._of(arm) / "evaluation.parquet", rows)
 
-    def finish(self, arms: Sequence[Arm], common: Mapping[str, Any]) -> pd.DataFrame:
+    def finish(self, arms: Sequence[Arm | Released], common: Mapping[str, Any]) -> pd.DataFrame:
         """Gathers all arms into the final table, writes it, and returns it.
 
         Skipped and failed arms have one row each, with their reason and no metrics. The columns
@@ -207,7 +218,7 @@ class RunFolder:
             base = {**arm.columns(), **common, **ended}
             evaluation = self._of(arm) / "evaluation.parquet"
             metrics: list[dict[str, Any]] = [{}]
-            if ended["status"] == TRAINED and evaluation.exists():
+            if ended["status"] in DONE and evaluation.exists():
                 metrics = pd.read_parquet(evaluation).to_dict("records")
             rows.extend({**base, **row} for row in metrics)
         table = pd.DataFrame(rows)
@@ -225,7 +236,9 @@ def _entries(folder: Path) -> Iterator[Path]:
     return (entry for entry in folder.iterdir() if entry.suffix not in (".partial", ".lock"))
 
 
-def _difference(found: Any, arms: Sequence[Arm], inputs: Mapping[str, Any]) -> str | None:
+def _difference(
+    found: Any, arms: Sequence[Arm | Released], inputs: Mapping[str, Any]
+) -> str | None:
     """Why the grid in a folder's specification is another one, or None."""
     if not isinstance(found, dict) or found.get("version") != VERSION:
         return "of another version"

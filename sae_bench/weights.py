@@ -159,3 +159,22 @@ def check_config(
             raise InputError(
                 f"{path}.{key}: says {config[key]!r:.40}, but {weights.name} has {size}"
             )
+
+
+def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as other libraries expect them: float32, contiguous, on the CPU."""
+    return {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def number_of_latents(k: Any, d_sae: int, where: str) -> int:
+    """k, if that many of `d_sae` latents can be kept.
+
+    Raises:
+        InputError: no integer, or out of range.
+    """
+    if not (isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= d_sae):
+        raise InputError(f"{where}: expected an integer from 1 to {d_sae}, got {k!r:.40}")
+    return k

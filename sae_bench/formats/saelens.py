@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,7 +21,14 @@ from sae_bench.plain import (
     subtracting,
 )
 from sae_bench.sae import SparseAutoencoder
-from sae_bench.weights import check_config, floats, matrix, read_safetensors
+from sae_bench.weights import (
+    check_config,
+    floats,
+    matrix,
+    number_of_latents,
+    portable,
+    read_safetensors,
+)
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
@@ -81,7 +87,7 @@ class SAELens(Format):
             "architecture": architecture,
             "d_in": plain.d_in,
             "d_sae": plain.d_sae,
-            "dtype": str(plain.W_enc.dtype).removeprefix("torch."),
+            "dtype": "float32",
             "device": "cpu",
             "apply_b_dec_to_input": True,
             "normalize_activations": "none",
@@ -105,8 +111,7 @@ class SAELens(Format):
             ):  # SAELens joins the heads of a hook of shape (head, d_head)
                 config["reshape_activations"] = "hook_z"
         path.mkdir(parents=True, exist_ok=True)
-        copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(path / WEIGHTS, lambda partial: save_file(copies, partial))
+        write_atomically(path / WEIGHTS, lambda partial: save_file(portable(tensors), partial))
         write_json(path / CONFIG, config)
 
 
@@ -150,10 +155,7 @@ def _jumprelu(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Pa
 
 
 def _topk(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> Plain:
-    k = config.get("k")
-    d_sae = len(tensors["b_enc"])
-    if not (isinstance(k, int) and 1 <= k <= d_sae):
-        raise InputError(f"{path}.k: expected an integer from 1 to {d_sae}, got {k!r:.40}")
+    k = number_of_latents(config.get("k"), len(tensors["b_enc"]), f"{path}.k")
     if not config.get("rescale_acts_by_decoder_norm", False):
         return PlainTopK(**tensors, k=k)
     norms = tensors["W_dec"].norm(dim=1)
@@ -185,8 +187,7 @@ def _written(plain: Plain) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
         case PlainReLU():
             return "standard", plain.tensors, {}
         case PlainJumpReLU():
-            threshold = plain.threshold.to(torch.float32)
-            return "jumprelu", plain.tensors | {"threshold": threshold}, {}
+            return "jumprelu", plain.tensors, {}
         case PlainTopK(k=k):
             return "topk", plain.tensors, {"k": k, "rescale_acts_by_decoder_norm": False}
         case PlainGated():

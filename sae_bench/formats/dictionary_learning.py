@@ -1,0 +1,225 @@
+"""dictionary_learning 0.1: a folder with ae.pt (a state dict) and config.json."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_bench.conversion import exportable, sae_of
+from sae_bench.errors import InputError
+from sae_bench.files import read_json, write_atomically, write_json
+from sae_bench.formats.format import Format
+from sae_bench.formats.places import context_length
+from sae_bench.plain import (
+    Plain,
+    PlainBatchTopK,
+    PlainGated,
+    PlainJumpReLU,
+    PlainReLU,
+    PlainTopK,
+    subtracting,
+)
+from sae_bench.sae import SparseAutoencoder
+from sae_bench.weights import check_config, floats, matrix, number_of_latents, read_state_dict
+from sae_bench.weights import portable as in_float32
+
+WEIGHTS, CONFIG = "ae.pt", "config.json"
+UNSET = -1.0
+"""The library's threshold of a top-k SAE that has not seen any data."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a class of the library names its tensors.
+
+    Args:
+        plain: what the class computes.
+        names: our name -> theirs. Those that end in `.weight` are transposed.
+        scalars: numbers in the state dict besides.
+        subtracts: whether b_dec is subtracted from the input.
+    """
+
+    plain: type[Plain]
+    names: Mapping[str, str]
+    scalars: tuple[str, ...] = ()
+    subtracts: bool = True
+
+
+_LINEAR = {"W_enc": "encoder.weight", "W_dec": "decoder.weight"}
+_BIASED = {**_LINEAR, "b_enc": "encoder.bias"}
+_SAME = {name: name for name in ("W_enc", "W_dec", "b_dec", "b_enc")}
+_TOPK = ("k", "threshold")
+
+LAYOUTS = {
+    "AutoEncoder": Layout(PlainReLU, {**_BIASED, "b_dec": "bias"}),
+    "AutoEncoderNew": Layout(PlainReLU, {**_BIASED, "b_dec": "decoder.bias"}, subtracts=False),
+    "GatedAutoEncoder": Layout(
+        PlainGated,
+        {**_LINEAR, "b_dec": "decoder_bias", "b_gate": "gate_bias", "b_mag": "mag_bias"}
+        | {"r_mag": "r_mag"},
+    ),
+    "JumpReluAutoEncoder": Layout(
+        PlainJumpReLU, {**_SAME, "threshold": "threshold"}, subtracts=False
+    ),
+    "AutoEncoderTopK": Layout(PlainTopK, {**_BIASED, "b_dec": "b_dec"}, _TOPK),
+    "BatchTopKSAE": Layout(PlainBatchTopK, {**_BIASED, "b_dec": "b_dec"}, _TOPK),
+    "MatryoshkaBatchTopKSAE": Layout(PlainBatchTopK, _SAME, (*_TOPK, "group_sizes")),
+}
+WRITTEN = {
+    PlainReLU: "AutoEncoder",
+    PlainGated: "GatedAutoEncoder",
+    PlainJumpReLU: "JumpReluAutoEncoder",
+    PlainTopK: "AutoEncoderTopK",
+    PlainBatchTopK: "BatchTopKSAE",
+}
+
+
+class DictionaryLearning(Format):
+    """ae.pt and config.json, or one of the checkpoints below them.
+
+    Weights are read as they were saved. (The library's own loader scales the codes of an
+    AutoEncoder, though not its reconstructions, by the norms of the decoder's columns, unless they
+    are 1.)
+    """
+
+    name = "dictionary-learning"
+    files = f"{WEIGHTS} and {CONFIG}"
+
+    def claims(self, path: Path) -> bool:
+        """A .pt file, or a folder with ae.pt."""
+        return path.suffix == ".pt" or (path / WEIGHTS).exists()
+
+    def load(self, path: Path) -> SparseAutoencoder:
+        """The SAE, its weights in float32."""
+        weights = path if path.suffix == ".pt" else path / WEIGHTS
+        config, where = _config(weights)
+        layout = LAYOUTS[config["dict_class"]]
+        state = read_state_dict(weights)
+        if "ae" in state or "optimizer" in state:
+            raise InputError(
+                f"{weights}: a training checkpoint (it holds {', '.join(sorted(state))}); "
+                "its weights are in units of its buffer: let the training finish and use that ae.pt"
+            )
+        first = layout.names["W_enc"]
+        shape = matrix(state, first, weights)
+        d_in, d_sae = shape[::-1] if _transposed(first) else shape
+        check_config(config, {"activation_dim": d_in, "dict_size": d_sae}, where, weights)
+        numbers = {name: state.pop(name, None) for name in layout.scalars}
+        theirs = floats(state, _shapes(layout, d_in, d_sae), weights, config["dict_class"])
+        ours = {
+            name: theirs[other].T.contiguous() if _transposed(other) else theirs[other]
+            for name, other in layout.names.items()
+        }
+        if not layout.subtracts:
+            ours["b_enc"] = subtracting(ours["b_enc"], ours["W_enc"], ours["b_dec"])
+        sae = sae_of(_plain(layout, ours, numbers, weights))
+        sae.provenance = _provenance(config)
+        return sae
+
+    def save(self, sae: SparseAutoencoder, path: Path) -> None:
+        """Each kind of SAE as the class that computes it."""
+        plain = exportable(sae)
+        dict_class = WRITTEN[type(plain)]
+        layout, ours = LAYOUTS[dict_class], plain.tensors
+        if not layout.subtracts:
+            assert isinstance(plain, PlainJumpReLU)
+            ours["b_enc"] = plain.b_enc_of_x
+        state = in_float32(
+            {
+                other: ours[name].T if _transposed(other) else ours[name]
+                for name, other in layout.names.items()
+            }
+        )
+        trainer: dict[str, Any] = {
+            "dict_class": dict_class,
+            "activation_dim": plain.d_in,
+            "dict_size": plain.d_sae,
+            **_trainer_place(sae.provenance),
+        }
+        if isinstance(plain, PlainTopK | PlainBatchTopK):
+            trainer["k"] = plain.k
+            shared = plain.threshold[0] if isinstance(plain, PlainBatchTopK) else UNSET
+            state["k"] = torch.tensor(plain.k, dtype=torch.int32)
+            state["threshold"] = torch.tensor(float(shared))
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / WEIGHTS, lambda partial: torch.save(state, partial))
+        buffer = {"d_submodule": plain.d_in, "ctx_len": context_length(sae.provenance)}
+        write_json(path / CONFIG, {"trainer": trainer, "buffer": buffer})
+
+
+def _transposed(name: str) -> bool:
+    """Whether it is the weight of a torch Linear, of shape (out, in)."""
+    return name.endswith(".weight")
+
+
+def _shapes(layout: Layout, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors, by their names in the library."""
+    ours: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in)}
+    ours["b_dec"] = (d_in,)
+    found = {other: ours.get(name, (d_sae,)) for name, other in layout.names.items()}
+    return {other: shape[::-1] if _transposed(other) else shape for other, shape in found.items()}
+
+
+def _config(weights: Path) -> tuple[dict[str, Any], Path]:
+    """The trainer's part of the config that belongs to a file of weights, and where it stands:
+    beside the weights, or above the folder `checkpoints`."""
+    beside = weights.parent / CONFIG
+    path = beside if beside.exists() else weights.parent.parent / CONFIG
+    config = read_json(path if path.exists() else beside)
+    trainer = config.get("trainer") if isinstance(config, dict) else None
+    if not isinstance(trainer, dict) or trainer.get("dict_class") not in LAYOUTS:
+        found = trainer.get("dict_class") if isinstance(trainer, dict) else None
+        raise InputError(
+            f"{path}: trainer.dict_class {found!r:.60} cannot be read; known: {', '.join(LAYOUTS)}"
+        )
+    buffer = config.get("buffer")
+    return {**trainer, "buffer": buffer if isinstance(buffer, dict) else {}}, path
+
+
+def _plain(
+    layout: Layout, ours: dict[str, Tensor], numbers: Mapping[str, Any], path: Path
+) -> Plain:
+    """The plain SAE of a layout's tensors and numbers."""
+    if layout.plain is PlainJumpReLU:
+        ours["threshold"] = ours["threshold"].clamp(min=0)  # codes are rectified there
+    if not layout.scalars:
+        return layout.plain(**ours)
+    k, threshold = (_scalar(numbers[name], name, path) for name in _TOPK)
+    d_sae = ours["b_enc"].shape[0]
+    kept = number_of_latents(int(k) if k == int(k) else k, d_sae, f"{path}: 'k'")
+    if layout.plain is PlainTopK:
+        return PlainTopK(**ours, k=kept)
+    shared = torch.full((d_sae,), max(threshold, 0.0))  # codes are rectified: unset is 0
+    return PlainBatchTopK(**ours, threshold=shared, k=kept)
+
+
+def _scalar(value: Any, name: str, path: Path) -> float:
+    if not (isinstance(value, Tensor) and value.numel() == 1 and value.isfinite().all()):
+        raise InputError(f"{path}: {name!r} is missing or no finite number")
+    return value.item()
+
+
+def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Model, site and context, where the trainer recorded them."""
+    layer, submodule = config.get("layer"), config.get("submodule_name")
+    kind = str(submodule).removesuffix(f"_layer_{layer}")
+    known = isinstance(layer, int) and kind in ("resid_post", "resid_pre", "mlp_out")
+    return {
+        "model": config.get("lm_name"),
+        "site": f"layers.{layer}.{kind}" if known else submodule,
+        "context": {"length": config["buffer"].get("ctx_len")},
+        "dictionary_learning": dict(config),
+    }
+
+
+def _trainer_place(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for the trainer's record."""
+    site = provenance.get("site") or ""
+    _, layer, kind = (
+        ([*site.split("."), "", ""])[:3] if site.startswith("layers.") else ("", "", "")
+    )
+    place = {"layer": int(layer), "submodule_name": f"{kind}_layer_{layer}"} if kind else {}
+    return {**place, "lm_name": provenance.get("model")}

@@ -1,0 +1,88 @@
+"""SAEs that are finished already, as arms: measured beside trained ones, never trained."""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from sae_bench.arm import slot_columns
+from sae_bench.errors import InputError
+from sae_bench.loading import load_sae
+from sae_bench.sae import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class Released:
+    """An SAE from a file, a folder or the hub, in any known format, as an arm of a run.
+
+    `run([*arms, Released("params.npz", "Gemma Scope")], ...)` gives it a row in the table, and so a
+    place on the frontier.
+
+    Args:
+        path: what `load_sae` takes.
+        name: the line in figures that it belongs to.
+
+    Raises:
+        InputError: no such SAE.
+    """
+
+    path: str | Path
+    name: str = "released"
+    sae: SparseAutoencoder = field(init=False, repr=False, compare=False)
+
+    objection: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sae", load_sae(self.path))
+
+    @cached_property
+    def _digest(self) -> str:
+        """Hash of what was loaded: names, shapes and bytes of all tensors."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.sae.state_dict().items()):
+            found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            found.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:12]
+
+    @property
+    def key(self) -> str:
+        """Name of the arm's folder: readable, unique by content."""
+        return f"released-{self._digest}"
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready description."""
+        return {
+            "released": str(self.path),
+            "name": self.name,
+            "weights": self._digest,
+            "architecture": type(self.sae).__name__,
+            "provenance": self.sae.provenance,
+        }
+
+    def columns(self) -> dict[str, Any]:
+        """What the result table says of it; how it was trained is not known."""
+        return {
+            "arm": self.key,
+            "series": self.name,
+            "setting": self.key,
+            "architecture": type(self.sae).__name__.removesuffix("SAE"),
+            **slot_columns(self.sae.slots, self.sae.d_sae),
+            "d_sae": self.sae.d_sae,
+        }
+
+    def check_site(self, d_in: int, site: str | None) -> None:
+        """Whether it reads these activations at all.
+
+        Raises:
+            InputError: another width, or it says that it belongs to another site.
+        """
+        own = self.sae.provenance.get("site")
+        if self.sae.d_in != d_in:
+            raise InputError(
+                f"{self.path}: reads activations of width {self.sae.d_in}, these have {d_in}"
+            )
+        if own and site and own != site:
+            raise InputError(f"{self.path}: belongs to {own}, the activations are of {site}")
