@@ -5,10 +5,12 @@ from sae_bench.cache import ActivationCache
 from sae_bench.calibrate import calibrate
 from sae_bench.component_checks import check_estimator, check_kernel, check_penalty
 from sae_bench.conformance import check_architecture
+from sae_bench.conversion import to_gated, to_jumprelu
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
-from sae_bench.loading import load_sae
+from sae_bench.loading import load_sae, save_sae
 from sae_bench.recipe import Recipe
+from sae_bench.released import Released
 from sae_bench.run import run
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.stream import ActivationStream
@@ -19,6 +21,7 @@ __all__ = [
     "Arm",
     "InputError",
     "Recipe",
+    "Released",
     "SparseAutoencoder",
     "calibrate",
     "check_architecture",
@@ -29,4 +32,7 @@ __all__ = [
     "grid",
     "load_sae",
     "run",
+    "save_sae",
+    "to_gated",
+    "to_jumprelu",
 ]

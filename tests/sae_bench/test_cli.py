@@ -7,7 +7,8 @@ import pytest
 
 from sae_bench import ablation
 from sae_bench.cache import ActivationCache
-from sae_bench.cli import main, summary
+from sae_bench.cli import main
+from sae_bench.commands import summary
 from tests.desk import contents, furnish
 
 CACHE = ["cache", "--model", "model", "--text", "text.jsonl", "--context", "24", "--device", "cpu"]

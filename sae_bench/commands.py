@@ -1,0 +1,234 @@
+"""What the commands of the command line do, given their arguments."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from sae_bench import ablation, plots, registry
+from sae_bench.arm import Arm
+from sae_bench.cache import ActivationCache
+from sae_bench.conformance import ARCHITECTURE
+from sae_bench.contexts import Packed, PerDocument
+from sae_bench.conversion import to_gated, to_jumprelu
+from sae_bench.devices import default_device
+from sae_bench.errors import InputError
+from sae_bench.evaluate import evaluate
+from sae_bench.files import write_table
+from sae_bench.loading import load_sae, save_sae
+from sae_bench.noise import gradient_noise, standard
+from sae_bench.released import Released
+from sae_bench.run import run
+from sae_bench.sae import SparseAutoencoder
+from sae_bench.store import RELEASED, RunFolder
+
+SHOWN = {
+    "series": "arm",
+    "setting": "setting",
+    "seed": "seed",
+    "l0": "L0",
+    "fvu": "FVU",
+    "delta_lm_loss": "delta LM loss",
+    "loss_recovered": "recovered",
+    "dead": "dead",
+    "above_10pct": ">10%",
+    "status": "status",
+}
+
+
+CONVERSIONS: dict[str, Callable[[SparseAutoencoder], SparseAutoencoder]] = {
+    "itself": lambda sae: sae,
+    "jumprelu": to_jumprelu,
+    "gated": to_gated,
+}
+"""What an SAE can be turned into on its way to another format."""
+
+PUBLISHED = Path("results")
+"""Where tables and figures that are committed stand, from the root of the project."""
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The table as it is shown on the screen."""
+    choice = table["penalty"] + "(" + table["coefficient"].map("{:g}".format) + ")"
+    setting = choice.where(table["coefficient"] > 0, table["activation"])
+    shown = table.assign(setting=setting)
+    shown = shown[[name for name in SHOWN if name in shown]].rename(columns=SHOWN)
+    if "seed" in shown:  # empty for SAEs that were finished elsewhere
+        shown["seed"] = shown["seed"].astype("Int64")
+    if "seed" in shown and shown["seed"].nunique() <= 1:
+        shown = shown.drop(columns="seed")
+    text = shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-")
+    reasons = table.loc[table["reason"].astype(bool), ["arm", "status", "reason"]]
+    lines = [f"{row.arm}: {row.status}: {row.reason}" for row in reasons.itertuples()]
+    return "\n".join([text, *lines])
+
+
+def build_cache(arguments: argparse.Namespace) -> None:
+    """cache: runs the language model and says what the caches hold."""
+    policy = PerDocument if arguments.per_document else Packed
+    caches = ActivationCache.build(
+        arguments.model,
+        arguments.site,
+        arguments.text,
+        arguments.tokens,
+        held_out_tokens=arguments.held_out_tokens,
+        context=policy(arguments.context),
+        dtype=arguments.dtype,
+        model_dtype=arguments.model_dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    for site, cache in caches.items():
+        held_out = cache.held_out.rows if cache.held_out else 0
+        print(
+            f"{site}: {cache.rows} training and {held_out} held-out tokens of width {cache.d_in}, "
+            f"root mean square norm {cache.scale:.4g}\n  {cache.folder}"
+        )
+
+
+def run_grid(arguments: argparse.Namespace) -> None:
+    """run: trains, evaluates, draws."""
+    chosen = ablation.load(arguments.ablation)
+    preset = chosen.preset(arguments.preset)
+    changes = {
+        name: getattr(arguments, name)
+        for name in ("model", "site", "text", "tokens")
+        if getattr(arguments, name) is not None
+    }
+    preset = preset.replace(data=preset.data.replace(**changes))
+    if arguments.d_sae is not None:
+        preset = preset.replace(d_sae=arguments.d_sae)
+    arms: list[Arm | Released] = [*chosen.arms(preset)]
+    arms += [Released(path) for path in arguments.released]
+    if arguments.dry_run:
+        for arm in arms:
+            print(arm.key, arm.objection or "")
+        return
+    RunFolder(arguments.out).check(arms, {"data": preset.data})
+    table = run(
+        arms,
+        preset.data.cache(arguments.device),
+        out=arguments.out,
+        device=arguments.device,
+        lm_tokens=preset.data.lm_tokens,
+        data=preset.data,
+    )
+    print(summary(table))
+    _draw(chosen, ablation.Results.read(arguments.out), arguments.out / "figures")
+    if verdict := chosen.answer(table):
+        print(verdict)
+    print(f"table: {arguments.out / 'table.csv'}")
+
+
+def _draw(chosen: ablation.Ablation, results: ablation.Results, folder: Path) -> None:
+    for name, drawn in chosen.figures(results).items():
+        path, *_ = plots.save(drawn, folder, name)
+        print(f"figure: {path}")
+
+
+def draw_figures(arguments: argparse.Namespace) -> None:
+    """figures: draws again from tables."""
+    if arguments.ablation is not None:
+        chosen, folder = ablation.load(arguments.ablation), arguments.folder
+        _draw(chosen, ablation.Results.read(folder), folder / "figures")
+        return
+    found = ablation.published_names(PUBLISHED)
+    if not found:
+        raise InputError(f"{PUBLISHED / 'tables'}: nothing is published; run `sae-bench publish`")
+    for name in found:
+        results = ablation.Results.published(name, PUBLISHED)
+        _draw(ablation.load(name), results, PUBLISHED / "figures" / name)
+
+
+def publish(arguments: argparse.Namespace) -> None:
+    """publish: copies tables to the committed results."""
+    chosen = ablation.load(arguments.ablation)
+    ablation.Results.read(arguments.folder).publish(chosen.name, PUBLISHED)
+    results = ablation.Results.published(chosen.name, PUBLISHED)
+    _draw(chosen, results, PUBLISHED / "figures" / chosen.name)
+
+
+def measure_noise(arguments: argparse.Namespace) -> None:
+    """noise: the gradient-noise instrument."""
+    path = arguments.out / "noise.csv"
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another --out, or remove it")
+    sae = load_sae(arguments.sae)
+    cache = ActivationCache.open(arguments.cache, device=arguments.device)
+    kernel = sae.kernel.kernel.rescaled(1 / cache.scale)
+    if arguments.bandwidth is not None:
+        kernel = kernel.replace(bandwidth=arguments.bandwidth)
+    table = gradient_noise(
+        sae,
+        cache,
+        standard(kernel, arguments.memory),
+        batch_size=arguments.batch_size,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        block=arguments.block,
+        device=arguments.device,
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_table(path, table)
+    drawn, *_ = plots.save(plots.noise_panels(table), arguments.out, "noise")
+    print(f"table: {path}\nfigure: {drawn}")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """convert: from any known format to another."""
+    if arguments.target.exists():
+        raise InputError(f"{arguments.target} exists already; choose another place, or remove it")
+    sae = CONVERSIONS[arguments.as_](load_sae(arguments.source))
+    given = {"model": arguments.model, "site": arguments.site}
+    sae.provenance |= {name: value for name, value in given.items() if value is not None}
+    save_sae(sae, arguments.target, arguments.to)
+    print(f"{type(sae).__name__}, d_in {sae.d_in}, d_sae {sae.d_sae}: {arguments.target}")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """evaluate: rows for SAEs that are finished."""
+    if arguments.out is not None and arguments.out.exists():
+        raise InputError(f"{arguments.out} exists already; choose another --out, or remove it")
+    cache = ActivationCache.open(arguments.cache, device=arguments.device)
+    chosen = [Released(path, name=str(path)) for path in arguments.sae]
+    for each in chosen:
+        each.check_site(cache.d_in, cache.record().get("site"))
+        each.sae.to(default_device(arguments.device))
+    rows = evaluate(
+        [each.sae for each in chosen],
+        {"training": cache} if cache.held_out is None else {"held-out": cache.held_out},
+        lm_tokens=arguments.lm_tokens,
+    )
+    known = pd.DataFrame([{**each.columns(), "status": RELEASED, "reason": ""} for each in chosen])
+    table = known.join(rows.set_index("sae"))
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write_table(arguments.out, table.drop(columns="frequency"))
+    print(summary(table))
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """check: the conformance suite; 1 if a check failed."""
+    cls = registry.from_spec(arguments.architecture)
+    failed = ARCHITECTURE.failures(cls)
+    for name, _ in ARCHITECTURE.named(cls):
+        print(f"{'FAILED' if name in failed else 'passed'}  {name}")
+        if name in failed:
+            print(f"        {failed[name]}")
+    return 1 if failed else 0
+
+
+def show_list(arguments: argparse.Namespace) -> None:
+    """list: what there is."""
+
+    def first_line(text: str | None) -> str:
+        return (text or "").strip().split("\n")[0]
+
+    print("architectures")
+    for name, cls in sorted(registry.architectures().items()):
+        print(f"  {name:16} {first_line(cls.__doc__)}")
+    print("ablations")
+    for name in ablation.names():
+        loaded = ablation.load(name)
+        print(f"  {name:16} {first_line(loaded.question)} (presets: {', '.join(loaded.presets)})")
