@@ -41,8 +41,9 @@ def test_the_architecture() -> None:
     assert ARCHITECTURE.failures(scope["ShrinkFreeSAE"]) == {}  # type: ignore[arg-type]
 
 
-def test_the_components() -> None:
+def test_the_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block runs its own check."""
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {"__name__": "readme"}
     for block in BLOCKS[2:]:
         assert len([line for line in block.splitlines() if line]) <= 15
