@@ -7,6 +7,7 @@ from sae_bench.component_checks import check_estimator, check_kernel, check_pena
 from sae_bench.conformance import check_architecture
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
+from sae_bench.hub_upload import push_to_hub
 from sae_bench.loading import load_sae
 from sae_bench.recipe import Recipe
 from sae_bench.run import run
@@ -28,5 +29,6 @@ __all__ = [
     "evaluate",
     "grid",
     "load_sae",
+    "push_to_hub",
     "run",
 ]

@@ -15,6 +15,8 @@ from sae_bench.conformance import ARCHITECTURE
 from sae_bench.contexts import Packed, PerDocument
 from sae_bench.errors import InputError
 from sae_bench.files import write_table
+from sae_bench.formats import FORMATS
+from sae_bench.hub_upload import push_to_hub
 from sae_bench.loading import load_sae
 from sae_bench.noise import gradient_noise, standard
 from sae_bench.run import run
@@ -157,6 +159,19 @@ def _noise(arguments: argparse.Namespace) -> None:
     print(f"table: {path}\nfigure: {drawn}")
 
 
+def _upload(arguments: argparse.Namespace) -> None:
+    commit = push_to_hub(
+        arguments.sae,
+        arguments.repo,
+        path_in_repo=arguments.path or "",
+        private=arguments.private,
+        revision=arguments.revision,
+        format=arguments.to,
+        license=arguments.license,
+    )
+    print(f"uploaded: {commit}")
+
+
 def _check(arguments: argparse.Namespace) -> int:
     cls = registry.from_spec(arguments.architecture)
     failed = ARCHITECTURE.failures(cls)
@@ -273,7 +288,7 @@ def parser() -> argparse.ArgumentParser:
     noise = command(
         "noise", _noise, "Measure bias and noise of threshold gradients of a trained SAE."
     )
-    noise.add_argument("sae", type=Path, help="folder of a saved SAE with trainable thresholds")
+    noise.add_argument("sae", help="saved SAE with trainable thresholds: its folder or hub path")
     noise.add_argument("--cache", type=Path, required=True, help="folder of a cache of its site")
     noise.add_argument("--out", type=Path, required=True, help="folder for table and figure")
     noise.add_argument("--batch-size", type=int, default=1024, help="tokens of a batch")
@@ -288,6 +303,15 @@ def parser() -> argparse.ArgumentParser:
     )
     noise.add_argument("--seed", type=int, default=0, help="of the order of the batches")
     noise.add_argument("--device", default=None, help="cpu, cuda, ... (default: the accelerator)")
+
+    upload = command("upload", _upload, "Put a saved SAE with a model card into a hub repository.")
+    upload.add_argument("sae", type=Path, help="folder of a saved SAE, such as an arm's sae/")
+    upload.add_argument("repo", help="owner/name; made if it does not exist")
+    upload.add_argument("--path", default=None, help="folder in the repository (default: its root)")
+    upload.add_argument("--private", action="store_true", help="make a new repository private")
+    upload.add_argument("--revision", default=None, help="branch (default: the main one)")
+    upload.add_argument("--to", choices=FORMATS, default="sae-ablations", help="format")
+    upload.add_argument("--license", default=None, help="for the card, e.g. mit (default: none)")
 
     check = command("check", _check, "Run the conformance suite on an architecture of your own.")
     check.add_argument("architecture", help="module:Class, or path/to/file.py:Class")
