@@ -8,6 +8,7 @@ from sae_bench.conformance import check_architecture
 from sae_bench.conversion import to_gated, to_jumprelu
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
+from sae_bench.hub_upload import push_to_hub
 from sae_bench.loading import load_sae, save_sae
 from sae_bench.recipe import Recipe
 from sae_bench.released import Released
@@ -31,6 +32,7 @@ __all__ = [
     "evaluate",
     "grid",
     "load_sae",
+    "push_to_hub",
     "run",
     "save_sae",
     "to_gated",

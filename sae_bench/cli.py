@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         commands.measure_noise,
         "Measure bias and noise of threshold gradients of a trained SAE.",
     )
-    noise.add_argument("sae", type=Path, help="folder of a saved SAE with trainable thresholds")
+    noise.add_argument("sae", help="saved SAE with trainable thresholds: its folder or hub path")
     noise.add_argument("--cache", type=Path, required=True, help="folder of a cache of its site")
     noise.add_argument("--out", type=Path, required=True, help="folder for table and figure")
     noise.add_argument("--batch-size", type=int, default=1024, help="tokens of a batch")
@@ -163,6 +163,17 @@ def parser() -> argparse.ArgumentParser:
     measured.add_argument(
         "--device", default=None, help="cpu, cuda, ... (default: the accelerator)"
     )
+
+    upload = command(
+        "upload", commands.upload, "Put a saved SAE with a model card into a hub repository."
+    )
+    upload.add_argument("sae", type=Path, help="folder of a saved SAE, such as an arm's sae/")
+    upload.add_argument("repo", help="owner/name; made if it does not exist")
+    upload.add_argument("--path", default=None, help="folder in the repository (default: its root)")
+    upload.add_argument("--private", action="store_true", help="make a new repository private")
+    upload.add_argument("--revision", default=None, help="branch (default: the main one)")
+    upload.add_argument("--to", choices=FORMATS, default="sae-ablations", help="format")
+    upload.add_argument("--license", default=None, help="for the card, e.g. mit (default: none)")
 
     check = command(
         "check", commands.check, "Run the conformance suite on an architecture of your own."

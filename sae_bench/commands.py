@@ -16,6 +16,7 @@ from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
 from sae_bench.files import write_table
+from sae_bench.hub_upload import push_to_hub
 from sae_bench.loading import load_sae, save_sae
 from sae_bench.noise import gradient_noise, standard
 from sae_bench.released import Released
@@ -173,6 +174,20 @@ def measure_noise(arguments: argparse.Namespace) -> None:
     write_table(path, table)
     drawn, *_ = plots.save(plots.noise_panels(table), arguments.out, "noise")
     print(f"table: {path}\nfigure: {drawn}")
+
+
+def upload(arguments: argparse.Namespace) -> None:
+    """upload: an SAE and its card, in one commit."""
+    commit = push_to_hub(
+        arguments.sae,
+        arguments.repo,
+        path_in_repo=arguments.path or "",
+        private=arguments.private,
+        revision=arguments.revision,
+        format=arguments.to,
+        license=arguments.license,
+    )
+    print(f"uploaded: {commit}")
 
 
 def convert(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""SAEs from disk, in any of the known formats, and back."""
+"""SAEs from disk or a hub, in any of the known formats, and back."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import torch
 
 from sae_bench.errors import InputError
 from sae_bench.formats import FORMATS, Format
+from sae_bench.hub_sae import hub_path
 from sae_bench.sae import SparseAutoencoder
 
 
@@ -15,15 +16,22 @@ def load_sae(path: str | Path, device: torch.device | str = "cpu") -> SparseAuto
 
     Args:
         path: folder or file, as this library, SAELens, Gemma Scope, dictionary_learning or sparsify
-            write them.
+            write them. A string that is no path here is one on the Hugging Face hub:
+            `owner/repo[@revision][/folder]`, where a last part `canonical` is Gemma Scope's SAE
+            with an average L0 nearest to 100. The commit is kept in the SAE's provenance.
         device: where to put it.
 
     Raises:
-        InputError: nothing there, no known format, or a file that is damaged, mislabelled or
-            malicious. The message names file and key. Nothing is ever unpickled.
+        InputError: nothing there, no known format, a hub that cannot be reached, or a file that is
+            damaged, mislabelled or malicious. The message names file and key. Nothing is ever
+            unpickled.
     """
-    path = Path(path)
-    return format_of(path).load(path).to(device)
+    if (remote := hub_path(path)) is None:
+        return format_of(Path(path)).load(Path(path)).to(device)
+    fetched, origin = remote.fetch()
+    sae = format_of(fetched).load(fetched).to(device)
+    sae.provenance = {**sae.provenance, "hub": origin}
+    return sae
 
 
 def save_sae(sae: SparseAutoencoder, path: str | Path, format: str) -> None:

@@ -151,14 +151,15 @@ def _check(arms: list[Arm | Released], train: ActivationSource) -> None:
 
 
 def _place(train: ActivationSource) -> dict[str, Any]:
-    """Where the activations come from: model and site by name, the record of the context policy;
-    None where it is not known."""
+    """Where the activations come from: model and site by name, the records of context policy and
+    text; None where it is not known."""
     record = train.record()
     model = record.get("model")
     return {
         "model": model["name"] if model else record.get("name"),
         "site": record.get("site"),
         "context": record.get("context"),
+        "text": record.get("text"),
     }
 
 

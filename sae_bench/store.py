@@ -164,7 +164,7 @@ class RunFolder:
         Args:
             trained: its SAE is folded by the activation scale, in place.
             scale: the activation scale.
-            place: what the SAE's provenance says of model, site and context.
+            place: what the SAE's provenance says of model, site, context and text.
         """
         arm, folder = trained.arm, self._of(trained.arm)
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,6 +229,14 @@ class RunFolder:
         write_table(self.path / "table.parquet", table)
         write_table(self.path / "table.csv", table)
         return table
+
+
+def metrics_beside(sae: Path) -> pd.DataFrame | None:
+    """The stored metrics of the arm whose SAE lies in the folder `sae`, one row an evaluation set;
+    None if it is no arm's, or was not evaluated."""
+    evaluation = sae.absolute().parent / "evaluation.parquet"
+    belongs = sae.absolute().name == "sae" and evaluation.exists()
+    return pd.read_parquet(evaluation) if belongs else None
 
 
 def _entries(folder: Path) -> Iterator[Path]:

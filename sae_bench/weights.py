@@ -137,7 +137,7 @@ def matrix(tensors: Mapping[str, Any], name: str, path: Path) -> Shape:
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file")
     return path
 

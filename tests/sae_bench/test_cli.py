@@ -37,7 +37,9 @@ def finished(furnished: Path) -> Path:
     return furnished / "results" / "runs" / "letters"
 
 
-@pytest.mark.parametrize("command", [[], ["cache"], ["run"], ["figures"], ["publish"], ["list"]])
+@pytest.mark.parametrize(
+    "command", [[], ["cache"], ["run"], ["figures"], ["publish"], ["upload"], ["list"]]
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
