@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,32 +58,30 @@ class Desk:
     def differences(self) -> list[str]:
         """What is not bit for bit the same in all the finished runs."""
         first, *others = sorted(self.folder.glob("finished-*"))
-        wanted = _results(first)
+        wanted = results(first)
         found = []
         for other in others:
-            results = _results(other)
-            names = wanted.keys() ^ results.keys()
+            other_results = results(other)
+            names = wanted.keys() ^ other_results.keys()
             names |= {
-                name for name in wanted.keys() & results.keys() if wanted[name] != results[name]
+                n for n in wanted.keys() & other_results.keys() if wanted[n] != other_results[n]
             }
             found += [f"{other.name}: {name}" for name in sorted(names)]
         return found
 
-    def clear(self) -> None:
-        """Removes all finished runs but the first."""
-        for other in sorted(self.folder.glob("finished-*"))[1:]:
-            shutil.rmtree(other)
 
-
-def _results(finished: Path) -> dict[str, bytes]:
+def results(folder: Path) -> dict[str, bytes]:
+    """What must be the same bit for bit: every file of a run and its caches but those that tell the
+    time, and the numbers of the table."""
     import pandas as pd  # starts threads, which would not survive a fork
 
     files = {
         name: content
-        for name, content in contents(finished).items()
+        for part in ("out", "kept")
+        for name, content in contents(folder / part).items()
         if not name.endswith((*TIMED, ".lock", "manifest.json"))
     }
-    table = pd.read_parquet(finished / "out" / "table.parquet").drop(columns="seconds")
+    table = pd.read_parquet(folder / "out" / "table.parquet").drop(columns="seconds")
     return files | {"table": table.to_csv().encode()}
 
 
