@@ -11,6 +11,7 @@ import pandas as pd
 
 from sae_bench import ablation, plots, registry
 from sae_bench.cache import ActivationCache
+from sae_bench.checkpoints import EVERY
 from sae_bench.conformance import ARCHITECTURE
 from sae_bench.contexts import Packed, PerDocument
 from sae_bench.errors import InputError
@@ -98,6 +99,7 @@ def _run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         lm_tokens=preset.data.lm_tokens,
         data=preset.data,
+        checkpoint_every=60 * arguments.checkpoint_minutes,
     )
     print(summary(table))
     _draw(chosen, ablation.Results.read(arguments.out), arguments.out / "figures")
@@ -248,6 +250,12 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("--tokens", type=int, default=None, help="another size of the cache")
     grid.add_argument("--d-sae", type=int, default=None, help="another number of latents")
     grid.add_argument("--device", default=None, help="cpu, cuda, ... (default: the accelerator)")
+    grid.add_argument(
+        "--checkpoint-minutes",
+        type=float,
+        default=EVERY / 60,
+        help="minutes of training between two checkpoints, from which a stopped run goes on",
+    )
     grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
 
     figures = command(
