@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench import commands
+from sae_bench.checkpoints import EVERY
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS
 from sae_bench.formats import FORMATS
@@ -91,6 +92,12 @@ def parser() -> argparse.ArgumentParser:
         default=(),
         metavar="SAE",
         help="finished SAEs in any known format, to measure beside the trained ones",
+    )
+    grid.add_argument(
+        "--checkpoint-minutes",
+        type=float,
+        default=EVERY / 60,
+        help="minutes of training between two checkpoints, from which a stopped run goes on",
     )
     grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
 

@@ -114,6 +114,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         lm_tokens=preset.data.lm_tokens,
         data=preset.data,
+        checkpoint_every=60 * arguments.checkpoint_minutes,
     )
     print(summary(table))
     _draw(chosen, ablation.Results.read(arguments.out), arguments.out / "figures")

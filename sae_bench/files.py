@@ -1,6 +1,7 @@
 """Writing so that a reader sees the old file or the new one, never half of one."""
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import xxhash
 
 from sae_bench.components import to_plain
 from sae_bench.errors import InputError
@@ -33,6 +35,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         ) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def checksum_of(content: bytes) -> str:
+    """xxh3_128 of some bytes, in hexadecimal."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def checksum(path: Path) -> str:
+    """xxh3_128 of a file, in hexadecimal; it is read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -64,7 +64,8 @@ class SparseAutoencoder(nn.Module):
 
     **Subclassing.** Override any of `initial`, `latents`, `decode`, `loss_terms`, `biases`,
     `objection`, `plain`; nothing else needs to know. `loss` is a pure function: what moves during
-    training moves in `observe`, which only the trainer calls.
+    training moves in `observe`, which only the trainer calls, and lives in buffers, where
+    checkpoints find it.
 
     Args:
         d_in: width of the activations.

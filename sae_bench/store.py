@@ -2,11 +2,13 @@
 
     grid.json            the specification: arms, caches, evaluation sets
     arms/<key>/          sae/ (folded), training.parquet, evaluation.parquet, arm.json
+    checkpoints/         the arms under way (see `checkpoints`); gone when all have ended
     table.parquet, .csv  one row an arm and evaluation set
     frequencies.parquet  firing rate of every latent, same rows
 
 Every file is written under another name first and renamed, and arm.json last: an arm without it is
-trained again, and so is one that failed; a trained one never.
+trained again, from its newest checkpoint if it has one, and so is one that failed, from the start;
+a trained one never.
 """
 
 import platform
@@ -24,6 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from sae_bench.arm import Arm
+from sae_bench.checkpoints import Checkpoints
 from sae_bench.components import digest
 from sae_bench.errors import InputError
 from sae_bench.files import read_json, write_json, write_table
@@ -189,6 +192,15 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         released.sae.save(folder / "sae")
         write_json(folder / "arm.json", {"status": RELEASED, "reason": "", **released.record()})
+
+    def checkpoints(self, data: Mapping[str, Any], every: float) -> Checkpoints:
+        """Where arms under way are kept.
+
+        Args:
+            data: record of the training source.
+            every: seconds between two checkpoints.
+        """
+        return Checkpoints(self.path / "checkpoints", data, every=every)
 
     def sae(self, arm: Arm | Released, device: torch.device | str = "cpu") -> SparseAutoencoder:
         """The trained SAE of an arm; it takes raw activations."""

@@ -89,6 +89,20 @@ class StuckSAE(SparseAutoencoder):
         return {name: -term for name, term in super().loss_terms(*arguments).items()}
 
 
+class HoardingSAE(SparseAutoencoder):
+    """Keeps state where no checkpoint finds it."""
+
+    seen = 0
+
+    def observe(self, latents: Any) -> None:
+        super().observe(latents)
+        self.seen += len(latents.f)
+
+    def loss_terms(self, *arguments: Any) -> Any:
+        terms = super().loss_terms(*arguments)
+        return terms | {"growing": self.seen * self.b_dec.square().sum()}
+
+
 @pytest.mark.parametrize(
     ("cls", "check"),
     [
@@ -100,6 +114,7 @@ class StuckSAE(SparseAutoencoder):
         (UnfoldableSAE, "folding_scales_the_codes"),
         (NarrowSAE, "works_in_float64"),
         (StuckSAE, "training_lowers_the_loss"),
+        (HoardingSAE, "goes_on_from_a_checkpoint"),
     ],
 )
 def test_a_wrong_class_fails_the_check_that_names_its_fault(

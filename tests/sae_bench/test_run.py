@@ -194,6 +194,7 @@ def test_wrong_arguments(cache: ActivationCache, tmp_path: Path) -> None:
     assert "width 8" in refusal(cache, out, evaluate={"other": tensor_cache()})
     assert "'nonsense'" in refusal(cache, out, device="nonsense")
     assert "lm_tokens" in refusal(cache, out, lm_tokens=-5)
+    assert "must not be negative" in refusal(cache, out, checkpoint_every=-1.0)
     assert not out.exists()
 
 
