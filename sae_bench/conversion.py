@@ -110,7 +110,8 @@ def exportable(sae: SparseAutoencoder) -> Plain:
     sae.train(was_training)
     unlike = ~torch.isclose(codes, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     same = unlike.float().mean() <= 1e-3  # a few may lie within round-off of their threshold
-    if not (same and torch.allclose(x_hat, expected_x_hat, rtol=1e-3, atol=1e-3)):
+    round_off = 1e-4 * float(expected_x_hat.abs().max())
+    if not (same and torch.allclose(x_hat, expected_x_hat, rtol=1e-3, atol=round_off)):
         raise InputError(
             f"{type(sae).__name__} computes other codes or reconstructions than its `plain` says; "
             "override `plain` where you override `latents` or `decode`"
