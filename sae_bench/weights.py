@@ -48,6 +48,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: a single array, not an .npz archive")
         with archive:
             arrays = {name: archive[name] for name in archive.files}
+        if strange := [name for name, a in arrays.items() if not isinstance(a, np.ndarray)]:
+            raise InputError(f"{path}: {strange[0]!r} is no array")
     except InputError:
         raise
     except Exception as error:  # whatever a damaged archive makes of its reader

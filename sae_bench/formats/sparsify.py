@@ -47,7 +47,7 @@ class Sparsify(Format):
         config = _config(where)
         tensors = read_safetensors(weights)
         d_sae, d_in = matrix(tensors, "encoder.weight", weights)
-        sizes = {"d_in": d_in, "num_latents": d_sae}
+        sizes: dict[str, float] = {"d_in": d_in, "num_latents": d_sae}
         if not config.get("num_latents"):  # then a multiple of the width
             sizes = {"d_in": d_in, "expansion_factor": d_sae / d_in}
         check_config({"expansion_factor": 32, **config}, sizes, where, weights)
