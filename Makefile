@@ -28,7 +28,7 @@ test: $(VENV)/installed  ## all tests, on two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 test-interop: $(INTEROP)/installed  ## formats against SAELens, dictionary_learning and sparsify
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(INTEROP)/bin/pytest tests/interop
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(INTEROP)/bin/pytest --disable-warnings tests/interop
 
 check: $(VENV)/installed  ## formatter, linter, type checker, layer contracts
 	$(BIN)/ruff format --check .
