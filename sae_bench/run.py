@@ -14,6 +14,7 @@ from sae_bench.checkpoints import EVERY
 from sae_bench.components import Component, from_record
 from sae_bench.contexts import ContextPolicy
 from sae_bench.devices import default_device
+from sae_bench.environment import environment
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS, evaluate, language_models
 from sae_bench.models import LanguageModel
@@ -84,7 +85,7 @@ def run(
     if ahead:
         language_models(sets, lm_tokens, language_model)
     with folder.in_use():
-        folder.start(arms, inputs)
+        folder.start(arms, inputs, environment(device))
         missing = [arm for arm in ahead if not folder.is_trained(arm)]
         for released in (arm for arm in missing if isinstance(arm, Released)):
             folder.adopt(released)

@@ -17,13 +17,13 @@ from sae_bench.components import Component
 from sae_bench.decoders import Decoder, UnitRows
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE, Estimator, as_estimator
-from sae_bench.files import write_atomically, write_json
+from sae_bench.files import checksum, write_atomically, write_json
 from sae_bench.kernels import Kernel
 from sae_bench.penalties import L1, Penalty
 from sae_bench.plain import Plain
 from sae_bench.samples import Present, Samples
 
-FORMAT, VERSION = "sae_bench", 1
+FORMAT, VERSION = "sae_bench", 2
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 ESTIMATOR = "estimator_"
 """Prefix of the buffers that hold the estimator's state; a saved SAE leaves them out."""
@@ -411,6 +411,7 @@ class SparseAutoencoder(nn.Module):
             "d_sae": self.d_sae,
             "seed": self.seed,
             "slots": self.slots,
+            "weights": checksum(folder / WEIGHTS),
             "provenance": self.provenance,
         }
         write_json(folder / CONFIG, config)

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from sae_bench.components import Component, from_record
-from sae_bench.errors import InputError
-from sae_bench.files import read_json
+from sae_bench.errors import DamagedFileError, InputError
+from sae_bench.files import checksum, read_json
 from sae_bench.formats.format import Format
 from sae_bench.registry import architecture
 from sae_bench.sae import CONFIG, ESTIMATOR, FORMAT, VERSION, WEIGHTS, SparseAutoencoder
@@ -22,6 +22,7 @@ KEYS = {
     "d_sae": int,
     "seed": int,
     "slots": dict,
+    "weights": str,
     "provenance": dict,
 }
 
@@ -59,6 +60,11 @@ class Native(Format):
             raise InputError(f"{where}: {error}") from None
         sae.provenance = config["provenance"]
         _put(tensors, sae, weights)
+        if checksum(weights) != config["weights"]:
+            raise DamagedFileError(
+                f"{weights}: not the weights that belong to {CONFIG} (its checksum 'weights' "
+                "differs): damaged, or another SAE's"
+            )
         return sae.eval()
 
     def save(self, sae: SparseAutoencoder, path: Path) -> None:
