@@ -5,6 +5,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -278,16 +279,28 @@ def test_a_state_is_complete(cache: ActivationCache, tmp_path: Path) -> None:
 
 
 def test_a_divergence_before_the_checkpoint_is_not_forgotten(cache: ActivationCache) -> None:
-    (arm, other), x = small_arms()[:2], next(cache.batches(32, 0))
-    trainee, healthy = Trainee(arm, D_IN, CPU), Trainee(other, D_IN, CPU)
-    loss = trainee.step(0, x)
-    trainee.step(1, x * torch.nan)
-    trainee.restore(state := trainee.state(2))
+    """A loss that was not finite, at a step that was not logged."""
+    arm, x = ARMS[0], next(cache.batches(32, 0))
+    trainee, other = Trainee(arm, D_IN, CPU), Trainee(arm, D_IN, CPU)
+    loss, state = trainee.step(0, x), trainee.state(1)
+    state = replace(state, tensors={**state.tensors, "finite": torch.tensor(False)})
+    other.restore(state)
+    trainee.log(1, x, loss)
     with pytest.raises(FloatingPointError):
-        trainee.log(2, x, loss)
-    with pytest.raises(InputError, match="its checkpoint lacks such a"):
-        Trainee(Arm(SparseAutoencoder, 3, RECIPE), D_IN, CPU).restore(state)
-    healthy.log(0, x, healthy.step(0, x))
+        other.log(1, x, loss)
+
+
+def test_a_checkpoint_of_another_sae_is_refused(cache: ActivationCache, tmp_path: Path) -> None:
+    """Only possible where this library's own code has changed."""
+    arm, other = ARMS[0], Arm(SparseAutoencoder, 3, RECIPE)
+    state = replace(Trainee(arm, D_IN, CPU).state(1), step=3)
+    checkpoints = often(tmp_path, cache)
+    checkpoints.save([(other, state)])
+    (found,), _ = resumed([other], cache, tmp_path)
+    assert (found.reason or "").startswith("InputError: its checkpoint lacks such a ")
+    again, starts = resumed([other], cache, tmp_path)
+    assert starts == [0]
+    same(again, train([other], cache, device="cpu"))
 
 
 # -- damage ---------------------------------------------------------------------------------------
