@@ -12,6 +12,7 @@ latents on activations of width 576: 393 MB, written in 0.7 to 2.5 seconds, whic
 the default interval; found and read again in 0.1 seconds.
 """
 
+import glob
 import json
 import re
 import shutil
@@ -163,6 +164,13 @@ class Checkpoints:
         for path in self._of(arm).iterdir():
             if path not in kept:
                 path.unlink()
+
+
+def newest_step(folder: Path, key: str) -> int | None:
+    """The step of the newest checkpoint of an arm in a folder of checkpoints, by the arm's key,
+    whole or damaged; None if there is none."""
+    found = (path for path in folder.glob(f"{glob.escape(key)}-*/*") if NAME.fullmatch(path.name))
+    return max(map(_step, found), default=None)
 
 
 def _step(path: Path) -> int:

@@ -101,6 +101,9 @@ def parser() -> argparse.ArgumentParser:
     )
     grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
 
+    state = command("status", commands.show_status, "Say where a run stands, from its folder.")
+    state.add_argument("run", type=Path, help="folder of a run, e.g. results/runs/quickstart")
+
     figures = command(
         "figures",
         commands.draw_figures,

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from sae_bench.arm import Arm
-from sae_bench.checkpoints import Checkpoints
+from sae_bench.checkpoints import Checkpoints, newest_step
 from sae_bench.components import digest
 from sae_bench.errors import DamagedFileError, InputError
 from sae_bench.files import checksum, read_record, write_record, write_table
@@ -41,6 +41,7 @@ DONE = (TRAINED, RELEASED)
 ENDED = ("status", "reason", "activation_scale", "seconds")
 ARM, EVALUATION = "arm.json", "evaluation.parquet"
 """Files of an arm: its record, with checksums of all the others, and its metrics."""
+CHECKPOINTS = "checkpoints"
 WRITTEN = (".json", ".safetensors", ".parquet")
 """What an arm's files end with; what a killed process left half-written ends otherwise."""
 MEASURED = (
@@ -74,6 +75,10 @@ class RunFolder:
         return self.path / "grid.json"
 
     @property
+    def _lock(self) -> Path:
+        return self.path / "run.lock"
+
+    @property
     def _copy(self) -> Path:
         return self.path / "grid.copy.json"
 
@@ -88,8 +93,8 @@ class RunFolder:
         Raises:
             InputError: the folder cannot be written, or holds something else.
         """
-        if self._specification.exists():
-            if reason := _difference(self._specified(), arms, inputs):
+        if specification := self.specification():
+            if reason := _difference(specification, arms, inputs):
                 raise InputError(
                     f"{self.path}: holds another grid ({reason}); choose another folder"
                 )
@@ -104,6 +109,19 @@ class RunFolder:
                 f"{self.path}: cannot be written ({error.strerror}); choose another folder"
             ) from None
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a process is at work in the folder."""
+        lock = FileLock(self._lock)
+        if not self._lock.exists():
+            return False
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keeps other processes out of the folder, which is made.
@@ -111,7 +129,7 @@ class RunFolder:
         Raises:
             InputError: another process is at work in it, or it cannot be made.
         """
-        lock = FileLock(self.path / "run.lock")
+        lock = FileLock(self._lock)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
@@ -124,12 +142,14 @@ class RunFolder:
         finally:
             lock.release()
 
-    def _specified(self) -> dict[str, Any]:
-        """The specification, or its copy if it is damaged.
+    def specification(self) -> dict[str, Any] | None:
+        """The specification, or its copy if it is damaged; None if there is none.
 
         Raises:
-            DamagedFileError: both are.
+            DamagedFileError: both are damaged.
         """
+        if not self._specification.exists():
+            return None
         try:
             return read_record(self._specification)
         except DamagedFileError as error:
@@ -153,6 +173,7 @@ class RunFolder:
             "version": VERSION,
             "inputs": inputs,
             "arms": {arm.key: arm.record() for arm in arms},
+            "skipped": {arm.key: arm.objection for arm in arms if arm.objection},
             "environment": environment,
         }
         try:
@@ -165,12 +186,24 @@ class RunFolder:
     def _of(self, arm: Arm | Released) -> Path:
         return self.path / "arms" / arm.key
 
+    def recorded(self, key: str) -> dict[str, Any] | None:
+        """The record of an arm that ended, by its key, or None.
+
+        Raises:
+            DamagedFileError: not as it was written.
+        """
+        path = self.path / "arms" / key / ARM
+        return read_record(path) if path.exists() else None
+
+    def checkpointed(self, key: str) -> int | None:
+        """The step of the newest checkpoint of an arm, by its key, or None."""
+        return newest_step(self.path / CHECKPOINTS, key)
+
     def outcome(self, arm: Arm | Released) -> dict[str, Any] | None:
         """Status and reason of an arm that ended, or None; one warning if its record is damaged,
         which counts as none."""
-        path = self._of(arm) / ARM
         try:
-            return read_record(path) if path.exists() else None
+            return self.recorded(arm.key)
         except DamagedFileError as error:
             warnings.warn(f"{error}; {arm.key} starts anew", stacklevel=3)
             return None
@@ -239,7 +272,7 @@ class RunFolder:
             data: record of the training source.
             every: seconds between two checkpoints.
         """
-        return Checkpoints(self.path / "checkpoints", data, every=every)
+        return Checkpoints(self.path / CHECKPOINTS, data, every=every)
 
     def sae(self, arm: Arm | Released, device: torch.device | str = "cpu") -> SparseAutoencoder:
         """The trained SAE of an arm; it takes raw activations."""

@@ -71,7 +71,10 @@ def test_a_second_call_trains_and_measures_nothing(
     start(cache, finished)
     after = contents(finished)
     assert set(after) == set(before)
-    assert {name for name in before if before[name] != after[name]} <= {"grid.json", "grid.copy.json"}
+    assert {name for name in before if before[name] != after[name]} <= {
+        "grid.json",
+        "grid.copy.json",
+    }
 
 
 def killed_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
