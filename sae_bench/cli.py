@@ -208,6 +208,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except InputError as error:
             print(f"sae-bench: error: {error}", file=sys.stderr)
             return 2
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"sae-bench: error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

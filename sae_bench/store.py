@@ -279,11 +279,11 @@ class RunFolder:
         return load_sae(self._of(arm) / "sae", device)
 
     def is_evaluated(self, arm: Arm | Released) -> bool:
-        """Whether the arm's metrics are stored, and as they were written."""
+        """Whether the arm's SAE and its metrics are stored, and as they were written."""
         outcome = self.outcome(arm)
         if outcome is None or EVALUATION not in outcome["files"]:
             return False
-        return self._is_intact(arm, EVALUATION, outcome)
+        return self.is_trained(arm) and self._is_intact(arm, EVALUATION, outcome)
 
     def keep_evaluation(self, arm: Arm | Released, rows: pd.DataFrame) -> None:
         """Stores the metrics of an arm, one row an evaluation set."""
