@@ -12,7 +12,7 @@ from sae_bench.conversion import exportable, sae_of, to_gated, to_jumprelu
 from sae_bench.errors import InputError
 from sae_bench.plain import Plain, PlainBatchTopK, PlainReLU
 from sae_bench.sae import SparseAutoencoder
-from tests.foreign import D_SAE, SAES, SHARED, random_sae, raw_inputs, same_sae
+from tests.foreign import D_SAE, SAES, SHARED, placed, random_sae, raw_inputs, same_sae
 
 each = pytest.mark.parametrize("name", SAES)
 THRESHOLDED = [name for name in SAES if name != "TopKSAE"]
@@ -29,8 +29,7 @@ def test_there_and_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", THRESHOLDED)
 def test_as_jumprelu_and_as_gated(name: str) -> None:
-    sae = SAES[name]
-    sae.provenance = {"site": "layers.3.resid_post"}
+    sae = placed(SAES[name], site="layers.3.resid_post")
     for convert, cls in ((to_jumprelu, JumpReLUSAE), (to_gated, GatedSAE)):
         converted = convert(sae)
         assert type(converted) is cls
