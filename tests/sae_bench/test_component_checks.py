@@ -92,14 +92,8 @@ class Summed(Penalty):
 class Motionless(BatchKDE):
     """Never moves a threshold."""
 
-    def estimate(
-        self, state: Any, samples: Any, present: Any, tokens: Any, bandwidth: Any = None
-    ) -> Any:
-        return torch.zeros_like(present.theta), {}
-
-    @property
-    def is_backward(self) -> bool:
-        return False
+    def estimate(self, state: Any, batch: Any, bandwidth: Any = None) -> Any:
+        return torch.zeros_like(batch.present.theta), {}
 
 
 def test_faults_are_named() -> None:

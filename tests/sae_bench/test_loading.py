@@ -72,7 +72,7 @@ def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
         (lambda c: c.update(d_in=0), "d_in and d_sae must be positive, got 0 and 16"),
         (lambda c: c.update(architecture="NoSAE"), ".architecture: unknown SparseAutoencoder"),
         (lambda c: c["slots"].update(colour=1), "unknown argument 'colour'"),
-        (lambda c: c["slots"].update(penalty=1), "penalty must be a Penalty, got 1"),
+        (lambda c: c["slots"].update(penalty=1), ".penalty: expected a Penalty, got 1"),
         (lambda c: c["slots"]["penalty"].update({"class": "L7"}), ".slots.penalty: unknown"),
         (lambda c: c["slots"]["penalty"].update(weight=1), ".slots.penalty: L0 has no field"),
         (lambda c: c["slots"]["penalty"].pop("coefficient"), ".slots.penalty: L0: "),
