@@ -54,7 +54,7 @@ def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
     [
         (lambda c: c.update(format="other"), "not the config of an SAE saved by this library"),
         (lambda c: c.pop("format"), "not the config of an SAE saved by this library"),
-        (lambda c: c.update(version=2), "version 2, this library reads 1"),
+        (lambda c: c.update(version=1), "version 1, this library reads 2"),
         (lambda c: c.update(extra=1), "unknown key 'extra'"),
         (lambda c: c.pop("seed"), "missing key 'seed'"),
         (lambda c: c.update(d_in="6"), ".d_in: expected int, got '6'"),
@@ -65,7 +65,7 @@ def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
         (lambda c: c.update(d_sae=10**15), ".d_sae: says 1000000000000000, but sae.safetensors"),
         (lambda c: c.update(architecture="NoSAE"), ".architecture: unknown SparseAutoencoder"),
         (lambda c: c["slots"].update(colour=1), "unknown argument 'colour'"),
-        (lambda c: c["slots"].update(penalty=1), "penalty must be a Penalty, got 1"),
+        (lambda c: c["slots"].update(penalty=1), ".penalty: expected a Penalty, got 1"),
         (lambda c: c["slots"]["penalty"].update({"class": "L7"}), ".slots.penalty: unknown"),
         (lambda c: c["slots"]["penalty"].update(weight=1), ".slots.penalty: L0 has no field"),
         (lambda c: c["slots"]["penalty"].pop("coefficient"), ".slots.penalty: L0: "),
