@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from sae_bench.activations import JumpReLU, RawThreshold
-from sae_bench.files import read_json, write_atomically, write_json
+from sae_bench.files import checksum, read_json, write_atomically, write_json
 from sae_bench.loading import load_sae
 from sae_bench.penalties import L0
 from sae_bench.sae import SparseAutoencoder
@@ -43,6 +43,8 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -
     tensors = read_tensors(folder)
     edit(tensors)
     save_file(tensors, folder / "sae.safetensors")
+    weights = checksum(folder / "sae.safetensors")
+    edit_config(folder, lambda config: config.update(weights=weights))
 
 
 def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
@@ -161,6 +163,14 @@ def test_thresholds_keep_their_precision_beside_narrow_weights(folder: Path) -> 
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == stored[name].dtype
         assert torch.equal(tensor, stored[name])
+
+
+def test_the_weights_of_another_sae_are_refused(folder: Path) -> None:
+    """Of the same names and shapes: only the checksum tells."""
+    tensors = read_tensors(folder)
+    tensors["W_enc"][0, 0] += 1
+    save_file(tensors, folder / "sae.safetensors")
+    refused(folder, "sae.safetensors", "not the weights that belong to config.json")
 
 
 def test_a_loaded_sae_is_independent_of_its_file(folder: Path) -> None:
