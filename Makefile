@@ -1,8 +1,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+INTEROP := .venv-interop
+LIBRARIES := tests/interop/constraints.txt
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test test-interop check format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -10,11 +12,23 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[documentation,dev]"
 	touch $@
 
+# Without dependencies, since all are in the list; it leaves out what does not import beside
+# this torch.
+$(INTEROP)/installed: pyproject.toml $(LIBRARIES)
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check --constraint $(LIBRARIES) "torch==2.13.0"
+	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $(LIBRARIES)
+	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 quickstart: $(VENV)/installed  ## train and compare four architectures on a real language model
 	$(BIN)/sae-bench run quickstart
 
 test: $(VENV)/installed  ## all tests, on two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+test-interop: $(INTEROP)/installed  ## formats against SAELens, dictionary_learning and sparsify
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(INTEROP)/bin/pytest --disable-warnings tests/interop
 
 check: $(VENV)/installed  ## formatter, linter, type checker, layer contracts
 	$(BIN)/ruff format --check .
@@ -27,4 +41,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(INTEROP)

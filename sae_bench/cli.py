@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_bench import commands
+from sae_bench.checkpoints import EVERY
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS
 from sae_bench.formats import FORMATS
@@ -92,7 +93,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="SAE",
         help="finished SAEs in any known format, to measure beside the trained ones",
     )
+    grid.add_argument(
+        "--checkpoint-minutes",
+        type=float,
+        default=EVERY / 60,
+        help="minutes of training between two checkpoints, from which a stopped run goes on",
+    )
     grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
+
+    state = command("status", commands.show_status, "Say where a run stands, from its folder.")
+    state.add_argument("run", type=Path, help="folder of a run, e.g. results/runs/quickstart")
 
     figures = command(
         "figures",
@@ -197,6 +207,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return arguments.action(arguments) or 0
         except InputError as error:
             print(f"sae-bench: error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"sae-bench: error: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
 
 

@@ -22,6 +22,7 @@ from sae_bench.noise import gradient_noise, standard
 from sae_bench.released import Released
 from sae_bench.run import run
 from sae_bench.sae import SparseAutoencoder
+from sae_bench.status import STATES, status
 from sae_bench.store import RELEASED, RunFolder
 
 SHOWN = {
@@ -114,6 +115,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         lm_tokens=preset.data.lm_tokens,
         data=preset.data,
+        checkpoint_every=60 * arguments.checkpoint_minutes,
     )
     print(summary(table))
     _draw(chosen, ablation.Results.read(arguments.out), arguments.out / "figures")
@@ -126,6 +128,14 @@ def _draw(chosen: ablation.Ablation, results: ablation.Results, folder: Path) ->
     for name, drawn in chosen.figures(results).items():
         path, *_ = plots.save(drawn, folder, name)
         print(f"figure: {path}")
+
+
+def show_status(arguments: argparse.Namespace) -> None:
+    """status: where a run stands."""
+    table = status(arguments.run)
+    print(table.to_string(index=False, na_rep="-"))
+    for state, count in table["state"].value_counts().items():
+        print(f"{count:4} {state}: {STATES[str(state)]}")
 
 
 def draw_figures(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from sae_bench.registry import architecture
 from sae_bench.sae import SparseAutoencoder, squared_error
 from sae_bench.suite import Suite
 from sae_bench.thresholds import ESTIMATOR
-from sae_bench.train import train
+from sae_bench.train import Trainee, train
 
 D_IN, D_SAE, BATCH = 16, 128, 64
 Class = type[SparseAutoencoder]
@@ -331,6 +331,19 @@ def lockstep_is_invisible(cls: Class) -> None:
     assert alone.sae is not None
     assert beside.sae is not None
     assert _same(_state(alone.sae), _state(beside.sae)), "do not share tensors between objects"
+
+
+@ARCHITECTURE
+def goes_on_from_a_checkpoint(cls: Class) -> None:
+    """Stopped after some steps and restored, the SAE ends with the bits it has uninterrupted."""
+    whole, stopped, resumed = (Trainee(_arm(cls), D_IN, torch.device("cpu")) for _ in range(3))
+    for index, x in zip(range(8), _cache().batches(BATCH, seed=0), strict=False):
+        whole.step(index, x)
+        if index == 4:
+            resumed.restore(stopped.state(index))
+        (stopped if index < 4 else resumed).step(index, x)
+    same = _same(_state(whole.sae), _state(resumed.sae))
+    assert same, "keep what moves during training in buffers, where checkpoints find it"
 
 
 @ARCHITECTURE

@@ -1,5 +1,6 @@
 """From SAEs to plain SAEs and back, and between architectures that can compute the same."""
 
+import copy
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from sae_bench.registry import architecture
 from sae_bench.sae import SparseAutoencoder
 
 PROBES = 64
-"""Inputs on which an SAE is compared with its plain form, for each of three magnitudes."""
+"""Inputs on which an SAE is compared with its plain form, at each of several distances."""
 
 
 def to_jumprelu(sae: SparseAutoencoder) -> SparseAutoencoder:
@@ -96,35 +97,48 @@ def _the_one(threshold: Tensor) -> Tensor:
 @torch.no_grad()
 def exportable(sae: SparseAutoencoder) -> Plain:
     """`sae.plain()`, once it has been seen to be the truth: codes and reconstructions of both are
-    compared on random combinations of decoder rows. An architecture that overrides `latents` or
-    `decode` and forgets `plain` is refused instead of being written as something else.
+    compared on random combinations of decoder rows, in a copy of float64, where conventions differ
+    and round-off does not. An architecture that overrides `latents` or `decode` and forgets `plain`
+    is refused instead of being written as something else.
 
     Raises:
         InputError: nothing that other libraries know, or not what the SAE computes.
     """
-    plain, was_training = sae.plain(), sae.training
+    found = sae.plain()
+    exact = copy.deepcopy(sae).to("cpu", torch.float64).eval()
+    plain = exact.plain()
     x = _probes(plain)
-    sae.eval()
-    codes, expected = sae.encode(x), plain.encode(x)
-    x_hat, expected_x_hat = sae.decode(expected), plain.decode(expected)
-    sae.train(was_training)
-    unlike = ~torch.isclose(codes, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-    same = unlike.float().mean() <= 1e-3  # a few may lie within round-off of their threshold
-    if not (same and torch.allclose(x_hat, expected_x_hat, rtol=1e-3, atol=1e-3)):
+    f = plain.encode(x)
+    other_codes = _unlike(exact.encode(x), f).double().mean()
+    # A few codes may have their pre-activation at the threshold to the last bit.
+    if other_codes > 1e-3 or _unlike(exact.decode(f), plain.decode(f)).any():
         raise InputError(
             f"{type(sae).__name__} computes other codes or reconstructions than its `plain` says; "
             "override `plain` where you override `latents` or `decode`"
         )
-    return plain
+    return found
+
+
+def _unlike(found: Tensor, expected: Tensor) -> Tensor:
+    """Where rows differ by more than a millionth of their largest entry."""
+    return ~((found - expected).abs() <= 1e-6 * expected.abs().amax(1, keepdim=True))
 
 
 def _probes(plain: Plain) -> Tensor:
-    """Inputs at which some latents are on, at three magnitudes."""
+    """Inputs around b_dec, some as far from it as b_dec is from zero, some so far that biases and
+    thresholds matter, and a tenth and ten times of that."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(plain.d_sae, (3 * PROBES, 8), generator=generator)
-    amounts = torch.rand(3 * PROBES, 8, 1, generator=generator)
-    size = float(plain.b_dec.norm()) + 1.0
-    magnitudes = torch.tensor([0.1, 1.0, 10.0]).repeat(PROBES)[:, None] * size
-    W_dec = plain.W_dec
-    combined = (amounts.to(W_dec) * W_dec[rows.to(W_dec.device)]).sum(1)
-    return plain.b_dec + magnitudes.to(W_dec) * combined / combined.norm(dim=1, keepdim=True)
+    reach = float(plain.W_enc.norm(dim=0).mean())
+    vectors = (
+        tensor
+        for name, tensor in plain.tensors.items()
+        if tensor.ndim == 1 and name not in ("b_dec", "r_mag")
+    )
+    offset = max((float(vector.abs().mean()) for vector in vectors), default=0.0)
+    lengths = {float(plain.b_dec.norm()), offset / reach if reach else 0.0} - {0.0} or {1.0}
+    distances = [size * length for size in (0.1, 1.0, 10.0) for length in sorted(lengths)]
+    rows = torch.randint(plain.d_sae, (len(distances) * PROBES, 8), generator=generator)
+    amounts = torch.rand(len(rows), 8, 1, generator=generator, dtype=torch.float64)
+    combined = (amounts * plain.W_dec[rows]).sum(1)
+    directions = combined / combined.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    return plain.b_dec + torch.tensor(distances).double().repeat(PROBES)[:, None] * directions

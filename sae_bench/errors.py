@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Raised before any expensive work. The command line prints the line and exits with code 2.
     """
+
+
+class DamagedFileError(InputError):
+    """A file of ours that is not as it was written."""

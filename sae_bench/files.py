@@ -1,16 +1,21 @@
 """Writing so that a reader sees the old file or the new one, never half of one."""
 
 import errno
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import xxhash
 
-from sae_bench.components import to_plain
-from sae_bench.errors import InputError
+from sae_bench.components import digest, to_plain
+from sae_bench.errors import DamagedFileError, InputError
+
+CHECKSUM = "checksum"
+"""Key of a record's checksum of itself."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -35,10 +40,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def checksum_of(content: bytes) -> str:
+    """xxh3_128 of some bytes, in hexadecimal."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def checksum(path: Path) -> str:
+    """xxh3_128 of a file, in hexadecimal; it is read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON-ready value or component."""
     text = json.dumps(to_plain(value), indent=1, sort_keys=True)
     write_atomically(path, lambda partial: partial.write_text(text))
+
+
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON-ready mapping with a checksum of itself, for `read_record`."""
+    plain = to_plain(value)
+    write_json(path, {**plain, CHECKSUM: digest(plain, 32)})
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -47,6 +69,25 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         write_atomically(path, lambda partial: table.to_csv(partial, index=False))
     else:
         write_atomically(path, lambda partial: table.to_parquet(partial, index=False))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Reads what `write_record` wrote.
+
+    Raises:
+        InputError: no such file.
+        DamagedFileError: not as it was written.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        intact = record.pop(CHECKSUM) == digest(record, 32)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        intact = False
+    if not intact:
+        raise DamagedFileError(f"{path}: damaged (not as it was written)")
+    return record
 
 
 def read_json(path: Path) -> Any:
@@ -61,3 +102,5 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid JSON (nested too deeply)") from None

@@ -1,6 +1,5 @@
 """Text in files of one's own: .txt, .jsonl, .parquet, or a folder of them."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-import xxhash
 
 from sae_bench.components import digest
 from sae_bench.documents import Document, Text
 from sae_bench.errors import InputError
+from sae_bench.files import checksum
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,7 @@ def files_below(root: Path) -> list[tuple[str, Path]]:
 
 def hash_files(files: list[tuple[str, Path]]) -> list[tuple[str, str]]:
     """Pairs (name, hash of the content: xxh3, 128 bits), read in pieces."""
-    hashes = []
-    for name, file in files:
-        with file.open("rb") as stream:
-            hashes.append((name, hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()))
-    return hashes
+    return [(name, checksum(file)) for name, file in files]
 
 
 def _read_txt(file: Path, name: str, field: str) -> Iterator[Document]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from sae_bench.arm import slot_columns
+from sae_bench.components import digest
 from sae_bench.errors import InputError
 from sae_bench.loading import load_sae
 from sae_bench.sae import SparseAutoencoder
@@ -40,8 +41,9 @@ class Released:
 
     @cached_property
     def _digest(self) -> str:
-        """Hash of what was loaded: names, shapes and bytes of all tensors."""
-        found = hashlib.sha256()
+        """Hash of what was loaded: architecture and slots (k is one of them), and names, shapes and
+        bytes of all tensors."""
+        found = hashlib.sha256(f"{type(self.sae).__name__} {digest(self.sae.slots)}".encode())
         for name, tensor in sorted(self.sae.state_dict().items()):
             found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             found.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -10,9 +10,11 @@ import torch
 
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
+from sae_bench.checkpoints import EVERY
 from sae_bench.components import Component, from_record
 from sae_bench.contexts import ContextPolicy
 from sae_bench.devices import default_device
+from sae_bench.environment import environment
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS, evaluate, language_models
 from sae_bench.models import LanguageModel
@@ -32,13 +34,16 @@ def run(
     lm_tokens: int = LM_TOKENS,
     language_model: LanguageModel | None = None,
     data: Component | None = None,
+    checkpoint_every: float = EVERY,
 ) -> pd.DataFrame:
     """Trains every arm on one shared source, evaluates it, and returns one row for each arm and
     evaluation set.
 
-    A run that was stopped goes on where it stood: arms that `out` holds are neither trained nor
-    evaluated again, and arms may be added. Cells without meaning and arms that fail have a row with
-    their reason. SAEs are saved under `out`, folded so that they take raw activations.
+    A run that was stopped goes on where it stood, to the same bits: arms that `out` holds are
+    neither trained nor evaluated again, arms under way go on from their newest checkpoint, and arms
+    may be added. SIGINT and SIGTERM write a checkpoint before they end the process. Cells without
+    meaning and arms that fail have a row with their reason. SAEs are saved under `out`, folded so
+    that they take raw activations.
 
     Args:
         arms: what to train (see `grid`), and finished SAEs to measure beside it (`Released`).
@@ -50,11 +55,12 @@ def run(
         lm_tokens: tokens of the language-model evaluation; 0 leaves it out.
         language_model: the model, if it is at hand; else the cache's own is loaded.
         data: what `train` was built from, if someone described it; kept with the run.
+        checkpoint_every: seconds of training between two checkpoints.
 
     Raises:
         InputError: no arms, the same arm twice, fewer tokens than one batch, no evaluation data, a
-            language model that cannot be found again, a folder that holds another grid. Nothing
-            has been trained or written then.
+            language model that cannot be found again, a folder that holds another grid, a negative
+            time between checkpoints. Nothing has been trained or written then.
     """
     arms = list(arms)
     if not isinstance(train, ActivationSource):
@@ -73,12 +79,13 @@ def run(
     }
     place = _place(train)
     folder = RunFolder(Path(out))
+    checkpoints = folder.checkpoints(train.record(), checkpoint_every)
     folder.check(arms, inputs)
     ahead = [arm for arm in arms if arm.objection is None and not folder.is_evaluated(arm)]
     if ahead:
         language_models(sets, lm_tokens, language_model)
     with folder.in_use():
-        folder.start(arms, inputs)
+        folder.start(arms, inputs, environment(device))
         missing = [arm for arm in ahead if not folder.is_trained(arm)]
         for released in (arm for arm in missing if isinstance(arm, Released)):
             folder.adopt(released)
@@ -89,7 +96,9 @@ def run(
                 source,
                 device=device,
                 finished=lambda ended: folder.keep(ended, train.scale, place),
+                checkpoints=checkpoints,
             )
+        checkpoints.clear()
         unmeasured = [arm for arm in ahead if folder.is_trained(arm)]
         if unmeasured:
             saes = [folder.sae(arm, device) for arm in unmeasured]

@@ -16,7 +16,7 @@ from sae_bench.components import Component
 from sae_bench.decoders import Decoder, UnitRows
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE, Estimator, as_estimator
-from sae_bench.files import write_atomically, write_json
+from sae_bench.files import checksum, write_atomically, write_json
 from sae_bench.kernels import Kernel
 from sae_bench.loss import Loss, squared_error
 from sae_bench.penalties import L1, Penalty
@@ -24,7 +24,7 @@ from sae_bench.plain import Plain
 from sae_bench.slots import Slotted
 from sae_bench.thresholds import ESTIMATOR, WithThresholds
 
-FORMAT, VERSION = "sae_bench", 1
+FORMAT, VERSION = "sae_bench", 2
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 
 
@@ -39,7 +39,8 @@ class SparseAutoencoder(Slotted, WithThresholds):
 
     **Subclassing.** Override any of `initial`, `latents`, `decode`, `loss_terms`, `biases`,
     `objection`, `plain`; nothing else needs to know. `loss` is a pure function: what moves during
-    training moves in `observe`, which only the trainer calls.
+    training moves in `observe`, which only the trainer calls, and lives in buffers, where
+    checkpoints find it.
 
     Args:
         d_in: width of the activations.
@@ -286,6 +287,7 @@ class SparseAutoencoder(Slotted, WithThresholds):
             "d_sae": self.d_sae,
             "seed": self.seed,
             "slots": self.slots,
+            "weights": checksum(folder / WEIGHTS),
             "provenance": self.provenance,
         }
         write_json(folder / CONFIG, config)

@@ -14,7 +14,6 @@ from typing import Self
 
 import numpy as np
 import torch
-import xxhash
 from jaxtyping import Float, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from sae_bench.contexts import Context
 from sae_bench.errors import InputError
-from sae_bench.files import write_atomically
+from sae_bench.files import checksum, checksum_of, write_atomically
 from sae_bench.permutation import Permutation
 
 
@@ -118,7 +117,7 @@ class Shard:
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda partial: partial.write_bytes(content))
-        return cls(path, rows, squares, xxhash.xxh3_128_hexdigest(content))
+        return cls(path, rows, squares, checksum_of(content))
 
     def activations(self) -> Float[Tensor, "rows d_in"]:
         """The rows in stored order and dtype, mapped from the file: only what is read is loaded."""
@@ -162,12 +161,8 @@ class Shard:
 
 
 @functools.cache
-def _verify(path: Path, size: int, mtime_ns: int, checksum: str) -> None:
-    hasher = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            hasher.update(block)
-    if hasher.hexdigest() != checksum:
+def _verify(path: Path, size: int, mtime_ns: int, expected: str) -> None:
+    if checksum(path) != expected:
         raise _unusable(path, "is damaged or belongs to another cache: its checksum differs")
 
 

@@ -3,7 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,9 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_bench.arm import Arm
+from sae_bench.checkpoints import Checkpoints, State
 from sae_bench.devices import default_device, free_memory
 from sae_bench.errors import InputError
 from sae_bench.sae import Loss, SparseAutoencoder
+from sae_bench.signals import Held, held_signals
 from sae_bench.source import ActivationSource
 
 LOGGED = 100
@@ -135,6 +139,45 @@ class Trainee:
         self.result.seconds += time.perf_counter() - started
         return not last and self.result.reason is None
 
+    def state(self, step: int) -> State:
+        """What it is after `step` steps; the tensors are its own, not copies."""
+        tensors = {
+            **{f"sae.{name}": tensor for name, tensor in self._sae_tensors().items()},
+            **{
+                f"adam.{name}.{moment}": tensor
+                for name, parameter in self.sae.named_parameters()
+                for moment, tensor in self._optimiser.state.get(parameter, {}).items()
+            },
+            "finite": self._finite,
+        }
+        return State(step, tensors, self.result.history, self.result.seconds)
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Becomes, bit for bit, what `state` was taken of. Memory layouts are those of this SAE.
+
+        Raises:
+            InputError: it was taken of another SAE.
+        """
+        saved, own = dict(state.tensors), self._sae_tensors()
+        self._finite.copy_(saved.pop("finite"))
+        of_sae = {name: saved.pop(f"sae.{name}", None) for name in own}
+        for name, tensor in own.items():
+            found = of_sae[name]
+            if found is None or found.shape != tensor.shape:
+                raise InputError(f"its checkpoint lacks such a {name}; run again to start anew")
+            tensor.copy_(found)
+        for name, tensor in saved.items():
+            owner, _, moment = name.removeprefix("adam.").rpartition(".")
+            parameter = self.sae.get_parameter(owner)
+            kept = torch.empty_like(parameter) if tensor.ndim else torch.empty_like(tensor)
+            self._optimiser.state[parameter][moment] = kept.to(parameter.device).copy_(tensor)
+        self.result.history = [dict(row) for row in state.history]
+        self.result.seconds = state.seconds
+
+    def _sae_tensors(self) -> dict[str, Tensor]:
+        return dict(chain(self.sae.named_parameters(), self.sae.named_buffers()))
+
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
@@ -183,34 +226,49 @@ def train(
     device: str | torch.device | None = None,
     memory: int | None = None,
     finished: Callable[[Trained], None] = lambda trained: None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[Trained]:
     """Trains arms on one source, group by group, wave by wave.
 
     Lockstep is invisible: every arm ends with the bits it would have had alone, whatever the
     others do, since each has its own optimiser and sees the batches that its recipe's `data_seed`
-    and `batch_size` name.
+    and `batch_size` name. That is also why an arm can go on from a checkpoint with whatever arms
+    stand at the same step.
 
     Args:
         arms: cells with meaning (`arm.objection` is None).
         source: gives normalised batches (E||x||^2 = 1).
         device: where to train; None: the accelerator if there is one.
         memory: bytes that a wave may take; None: 80% of what is free on the device.
-        finished: called with each arm as soon as it ends, trained or failed.
+        finished: called with each arm as soon as it ends, trained or failed; what it does not keep
+            is trained again after a kill.
+        checkpoints: where arms under way are found and kept; those of an arm that ended are
+            removed. SIGINT and SIGTERM then wait for the end of a step and for its checkpoint.
 
     Returns:
         In the order of `arms`.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: a signal asked for it.
     """
     arms = list(arms)
     device = default_device(device)
     budget = memory if memory is not None else int(0.8 * free_memory(device))
     groups: dict[tuple[Any, ...], list[Arm]] = {}
     for arm in arms:
-        groups.setdefault(group_key(arm), []).append(arm)
+        start = checkpoints.newest(arm) if checkpoints else 0
+        groups.setdefault((start, *group_key(arm)), []).append(arm)
+
+    def ended(trained: Trained) -> None:
+        finished(trained)
+        if checkpoints is not None:
+            checkpoints.drop(trained.arm)
+
     results: dict[int, Trained] = {}
-    for group in groups.values():
+    for (start, *_), group in groups.items():
         needs = [memory_need(arm, source.d_in) for arm in group]
         for wave in waves(group, needs, budget):
-            for trained in _train_wave(wave, source, device, finished):
+            for trained in _train_wave(wave, source, device, start, ended, checkpoints):
                 results[id(trained.arm)] = trained
     return [results[id(arm)] for arm in arms]
 
@@ -219,33 +277,48 @@ def _train_wave(
     arms: list[Arm],
     source: ActivationSource,
     device: torch.device,
-    finished: Callable[[Trained], None],
+    start: int,
+    ended: Callable[[Trained], None],
+    checkpoints: Checkpoints | None,
 ) -> list[Trained]:
+    """One pass, from step `start` on: where that is not 0, the arms have checkpoints there."""
     trainees, results = [], []
     for arm in arms:
         try:
-            trainees.append(Trainee(arm, source.d_in, device))
-            results.append(trainees[-1].result)
+            trainee = Trainee(arm, source.d_in, device)
+            if checkpoints is not None and start:
+                trainee.restore(checkpoints.load(arm, start))
+            trainees.append(trainee)
+            results.append(trainee.result)
         except Exception as error:
             results.append(Trained(arm, None, _one_line(error)))
-            finished(results[-1])
+            ended(results[-1])
+    if not trainees:
+        return results
     batch_size, data_seed = group_key(arms[0])
     steps = max(arm.recipe.steps for arm in arms)
     running = trainees
-    bar = tqdm(total=steps, desc=f"training {len(arms)} arms", unit="step", disable=None)
-    with bar:
-        for index, x in zip(
-            range(steps if trainees else 0), source.batches(batch_size, data_seed), strict=False
-        ):
+    name = f"training {len(arms)} arms"
+    batches = source.batches(batch_size, data_seed, start)
+    first = next(batches)  # a stream may take long to get here: nothing to hold a signal back for
+    holding = nullcontext(Held()) if checkpoints is None else held_signals()
+    with (
+        tqdm(initial=start, total=steps, desc=name, unit="step", disable=None) as bar,
+        holding as signals,
+    ):
+        for index, x in zip(range(start, steps), chain([first], batches), strict=False):
             going = []
             for trainee in running:
                 if trainee.advance(index, x):
                     going.append(trainee)
                 else:
-                    finished(trainee.result)
+                    ended(trainee.result)
             running = going
             bar.update()
             bar.set_postfix_str(_live(trainees), refresh=False)
+            if checkpoints is not None and running and (signals.number or checkpoints.is_due):
+                checkpoints.save([(each.arm, each.state(index + 1)) for each in running])
+            signals.obey()
             if not running:
                 break
     return results

@@ -4,8 +4,6 @@ Every function raises `InputError` with one line that names the file and, where 
 key.
 """
 
-import pickle
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(_existing(path))
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        raise InputError(
+            f"{path}: not a readable safetensors file ({_first_line(error)})"
+        ) from None
     # Copied, since the tensors read are windows into the file.
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
@@ -41,20 +41,30 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, not a whole archive, or one that holds pickled objects.
     """
+    file = _existing(path)
     try:
-        with np.load(_existing(path), allow_pickle=False) as archive:
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(f"{path}: a single array, not an .npz archive")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        if strange := [name for name, a in arrays.items() if not isinstance(a, np.ndarray)]:
+            raise InputError(f"{path}: {strange[0]!r} is no array")
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged archive makes of its reader
         raise InputError(
             f"{path}: not a readable .npz archive of plain arrays ({_first_line(error)})"
         ) from None
-    except AttributeError:  # np.load gives a bare array for a file that is no archive
-        raise InputError(f"{path}: a single array, not an .npz archive") from None
-    numbers = {name: array for name, array in arrays.items() if array.dtype.kind in "fiu"}
+    numbers = {
+        name: array.astype(array.dtype.newbyteorder("="))
+        for name, array in arrays.items()
+        if array.dtype.kind in "fiu" and array.dtype.itemsize <= 8
+    }
     if strange := sorted(set(arrays) - set(numbers)):
         dtype = arrays[strange[0]].dtype
         raise InputError(f"{path}: array {strange[0]!r} of type {dtype} holds no numbers")
-    return {name: torch.from_numpy(array.copy()) for name, array in numbers.items()}
+    return {name: torch.from_numpy(array) for name, array in numbers.items()}
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
@@ -62,19 +72,31 @@ def read_state_dict(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: no such file, not a whole torch file, one that needs more than tensors and plain
-            containers to be read (pickled code is refused, not run), or no dictionary.
+            containers to be read (pickled code is refused, not run), no dictionary by names, or
+            tensors without numbers of their own (sparse, nested or meta ones).
     """
+    file = _existing(path)
     try:
-        state = torch.load(_existing(path), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # whatever damaged bytes make of the reader, or what it refuses to run
         raise InputError(
-            f"{path}: refused, since it holds more than tensors (reading it could run code)"
+            f"{path}: not a readable torch file of tensors alone: it is damaged, or holds objects "
+            "whose reading could run code"
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable torch file ({_first_line(error)})") from None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path}: no dictionary of tensors, but a {type(state).__name__}")
+        raise InputError(f"{path}: no dictionary of tensors by name")
+    for name, value in state.items():
+        if isinstance(value, Tensor) and not _is_dense(value):
+            raise InputError(f"{path}: {name!r} is no plain tensor of numbers")
     return state
+
+
+def _is_dense(value: Tensor) -> bool:
+    return (
+        value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_nested or value.is_quantized)
+    )
 
 
 def check(
@@ -107,8 +129,8 @@ def check(
             raise InputError(
                 f"{path}: {name!r} has shape {tuple(value.shape)}, expected {tuple(shape)}"
             )
-        if value.is_floating_point() == (name in integers):
-            wanted = "integers" if name in integers else "floating point"
+        if not (_is_integer(value) if name in integers else _is_float(value)):
+            wanted = "integers" if name in integers else "floating point of 16 bits or more"
             raise InputError(f"{path}: {name!r} is {value.dtype}, expected {wanted}")
         if not value.isfinite().all():
             raise InputError(f"{path}: {name!r} has values that are not finite")
@@ -119,7 +141,11 @@ def floats(
 ) -> dict[str, Tensor]:
     """`tensors` in float32, if they are exactly those expected; see `check`."""
     check(tensors, shapes, path, kind)
-    return {name: tensors[name].to(torch.float32).contiguous() for name in shapes}
+    narrow = {name: tensors[name].to(torch.float32).contiguous() for name in shapes}
+    for name, tensor in narrow.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name!r} has values that are too large for float32")
+    return narrow
 
 
 def matrix(tensors: Mapping[str, Any], name: str, path: Path) -> Shape:
@@ -137,9 +163,17 @@ def matrix(tensors: Mapping[str, Any], name: str, path: Path) -> Shape:
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     return path
+
+
+def _is_float(value: Tensor) -> bool:
+    return value.is_floating_point() and value.itemsize >= 2
+
+
+def _is_integer(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex())
 
 
 def _first_line(error: Exception) -> str:
@@ -147,7 +181,7 @@ def _first_line(error: Exception) -> str:
 
 
 def check_config(
-    config: Mapping[str, Any], sizes: Mapping[str, int], path: Path, weights: Path
+    config: Mapping[str, Any], sizes: Mapping[str, float], path: Path, weights: Path
 ) -> None:
     """Whether a config states the sizes that the weights have; it may leave them out.
 

@@ -1,5 +1,6 @@
 """dictionary_learning 0.1: a folder with ae.pt (a state dict) and config.json."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,14 +116,18 @@ class DictionaryLearning(Format):
         }
         if not layout.subtracts:
             ours["b_enc"] = subtracting(ours["b_enc"], ours["W_enc"], ours["b_dec"])
-        sae = sae_of(_plain(layout, ours, numbers, weights))
+        plain = _plain(layout, ours, numbers, weights)
+        if isinstance(plain, PlainTopK | PlainBatchTopK):
+            check_config(config, {"k": plain.k}, where, weights)
+        sae = sae_of(plain)
         sae.provenance = _provenance(config)
         return sae
 
     def save(self, sae: SparseAutoencoder, path: Path) -> None:
         """Each kind of SAE as the class that computes it."""
         plain = exportable(sae)
-        dict_class = WRITTEN[type(plain)]
+        if (dict_class := WRITTEN.get(type(plain))) is None:
+            raise InputError(f"dictionary_learning has no SAE like a {type(plain).__name__}")
         layout, ours = LAYOUTS[dict_class], plain.tensors
         if not layout.subtracts:
             assert isinstance(plain, PlainJumpReLU)
@@ -170,7 +175,7 @@ def _config(weights: Path) -> tuple[dict[str, Any], Path]:
     path = beside if beside.exists() else weights.parent.parent / CONFIG
     config = read_json(path if path.exists() else beside)
     trainer = config.get("trainer") if isinstance(config, dict) else None
-    if not isinstance(trainer, dict) or trainer.get("dict_class") not in LAYOUTS:
+    if not isinstance(trainer, dict) or trainer.get("dict_class") not in list(LAYOUTS):
         found = trainer.get("dict_class") if isinstance(trainer, dict) else None
         raise InputError(
             f"{path}: trainer.dict_class {found!r:.60} cannot be read; known: {', '.join(LAYOUTS)}"
@@ -197,7 +202,8 @@ def _plain(
 
 
 def _scalar(value: Any, name: str, path: Path) -> float:
-    if not (isinstance(value, Tensor) and value.numel() == 1 and value.isfinite().all()):
+    known = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    if not (known and math.isfinite(value.item())):
         raise InputError(f"{path}: {name!r} is missing or no finite number")
     return value.item()
 
@@ -205,7 +211,8 @@ def _scalar(value: Any, name: str, path: Path) -> float:
 def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:
     """Model, site and context, where the trainer recorded them."""
     layer, submodule = config.get("layer"), config.get("submodule_name")
-    kind = str(submodule).removesuffix(f"_layer_{layer}")
+    submodule = submodule if isinstance(submodule, str) else None
+    kind = (submodule or "").removesuffix(f"_layer_{layer}")
     known = isinstance(layer, int) and kind in ("resid_post", "resid_pre", "mlp_out")
     return {
         "model": config.get("lm_name"),

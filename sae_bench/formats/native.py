@@ -1,15 +1,18 @@
 """This library's own format: a folder that `SparseAutoencoder.save` made."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sae_bench.components import Component, from_record
-from sae_bench.errors import InputError
-from sae_bench.files import read_json
+from sae_bench.errors import DamagedFileError, InputError
+from sae_bench.files import checksum, read_json
 from sae_bench.formats.format import Format
 from sae_bench.registry import architecture
 from sae_bench.sae import CONFIG, ESTIMATOR, FORMAT, VERSION, WEIGHTS, SparseAutoencoder
-from sae_bench.weights import check, read_safetensors
+from sae_bench.weights import check, check_config, matrix, read_safetensors
 
 KEYS = {
     "format": str,
@@ -19,6 +22,7 @@ KEYS = {
     "d_sae": int,
     "seed": int,
     "slots": dict,
+    "weights": str,
     "provenance": dict,
 }
 
@@ -35,8 +39,8 @@ class Native(Format):
 
     def load(self, path: Path) -> SparseAutoencoder:
         """The SAE with the types in which it was stored."""
-        config = _config(path / CONFIG)
-        where = path / CONFIG
+        where, weights = path / CONFIG, path / WEIGHTS
+        config = _config(where)
         cls = architecture(config["architecture"], f"{where}.architecture")
         if absent := sorted(set(cls.slot_defaults()) - set(config["slots"])):
             raise InputError(f"{where}.slots: missing key {absent[0]!r} for a {cls.__name__}")
@@ -46,12 +50,21 @@ class Native(Format):
             else (tuple(value) if isinstance(value, list) else value)
             for name, value in config["slots"].items()
         }
+        tensors = read_safetensors(weights)
+        if "W_dec" in tensors:  # before memory is taken for sizes that a file only claims
+            d_sae, d_in = matrix(tensors, "W_dec", weights)
+            check_config(config, {"d_in": d_in, "d_sae": d_sae}, where, weights)
         try:
             sae = cls(config["d_in"], config["d_sae"], seed=config["seed"], **slots)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         sae.provenance = config["provenance"]
-        _load_tensors(sae, path / WEIGHTS)
+        _put(tensors, sae, weights)
+        if checksum(weights) != config["weights"]:
+            raise DamagedFileError(
+                f"{weights}: not the weights that belong to {CONFIG} (its checksum 'weights' "
+                "differs): damaged, or another SAE's"
+            )
         return sae.eval()
 
     def save(self, sae: SparseAutoencoder, path: Path) -> None:
@@ -71,11 +84,13 @@ def _config(path: Path) -> dict[str, Any]:
     for key, kind in KEYS.items():
         if not isinstance(config[key], kind):
             raise InputError(f"{path}.{key}: expected {kind.__name__}, got {config[key]!r:.60}")
+    if not -(2**63) <= config["seed"] < 2**64:
+        raise InputError(f"{path}.seed: {config['seed']:.3e} is no seed of 64 bits")
     return config
 
 
-def _load_tensors(sae: SparseAutoencoder, path: Path) -> None:
-    tensors = read_safetensors(path)
+def _put(tensors: Mapping[str, Tensor], sae: SparseAutoencoder, path: Path) -> None:
+    """Gives an SAE the tensors of its file, in the types in which they were stored."""
     state = {name: t for name, t in sae.state_dict().items() if name.startswith(ESTIMATOR)}
     expected = {name: t for name, t in sae.state_dict().items() if name not in state}
     shapes = {name: tuple(t.shape) for name, t in expected.items()}

@@ -36,5 +36,6 @@ def _split(pattern: str, name: str) -> tuple[str, str]:
 
 def context_length(provenance: Mapping[str, Any]) -> int | None:
     """Tokens of the longest training context, as far as an SAE's provenance tells."""
-    context = provenance.get("context") or {}
-    return context.get("length", context.get("high"))
+    context = provenance.get("context")
+    known = context if isinstance(context, Mapping) else {}
+    return known.get("length", known.get("high"))

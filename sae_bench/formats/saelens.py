@@ -64,6 +64,9 @@ class SAELens(Format):
         where, weights = path / CONFIG, path / WEIGHTS
         config = _config(where)
         tensors = read_safetensors(weights)
+        scaling = tensors.pop("scaling_factor", None)  # all ones in some that are published
+        if scaling is not None and not (scaling == 1).all():
+            raise InputError(f"{weights}: 'scaling_factor' is not 1 everywhere; not read")
         d_in, d_sae = matrix(tensors, "W_enc", weights)
         check_config(config, {"d_in": d_in, "d_sae": d_sae}, where, weights)
         names = VECTORS[config["architecture"]]
@@ -106,9 +109,7 @@ class SAELens(Format):
         }
         if site := place.get("site"):
             config["metadata"]["hook_name"] = hook_name(site)
-            if site.endswith(
-                ".attn_z"
-            ):  # SAELens joins the heads of a hook of shape (head, d_head)
+            if site.endswith(".attn_z"):  # there a hook of shape (head, d_head), to be joined
                 config["reshape_activations"] = "hook_z"
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / WEIGHTS, lambda partial: save_file(portable(tensors), partial))
@@ -119,11 +120,12 @@ def _config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path}: not the config of an SAE of SAELens")
-    architecture = config.setdefault("architecture", "standard")  # absent before version 3
-    if architecture == "standard" and config.get("activation_fn_str") == "topk":
-        k = (config.get("activation_fn_kwargs") or {}).get("k")
-        config |= {"architecture": "topk", "k": k}
-    if config["architecture"] not in VECTORS:
+    if absent := [key for key in ("d_in", "d_sae") if key not in config]:
+        raise InputError(f"{path}: missing key {absent[0]!r}")
+    config.setdefault("architecture", "standard")  # absent before version 3
+    if config["architecture"] == "standard":
+        config |= _of_activation(config, path)
+    if config["architecture"] not in list(VECTORS):
         raise InputError(
             f"{path}: architecture {config['architecture']!r:.60} cannot be read; "
             f"known: {', '.join(VECTORS)} (a training checkpoint has to be saved for inference)"
@@ -135,6 +137,17 @@ def _config(path: Path) -> dict[str, Any]:
             f"folded into weights; known: {', '.join(FOLDED)}"
         )
     return config
+
+
+def _of_activation(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What the activation function made of a standard SAE before version 6."""
+    name = config.get("activation_fn_str", config.get("activation_fn"))
+    if name in (None, "relu"):
+        return {}
+    options = config.get("activation_fn_kwargs")
+    if name != "topk" or not isinstance(options, dict):
+        raise InputError(f"{path}: activation function {name!r:.60} cannot be read")
+    return {"architecture": "topk", "k": options.get("k")}
 
 
 def _with_subtraction(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -200,7 +213,7 @@ def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:
     metadata = metadata if isinstance(metadata, dict) else config  # flat before version 6
     return {
         "model": metadata.get("model_name"),
-        "site": site_of_hook(metadata.get("hook_name")),
+        "site": site_of_hook(metadata.get("hook_name", metadata.get("hook_point"))),
         "context": {"length": metadata.get("context_size")},
         "saelens": config,
     }

@@ -47,9 +47,10 @@ class Sparsify(Format):
         config = _config(where)
         tensors = read_safetensors(weights)
         d_sae, d_in = matrix(tensors, "encoder.weight", weights)
-        latents = config.get("num_latents") or d_in * config.get("expansion_factor", 32)
-        check_config({**config, "num_latents": latents}, {"num_latents": d_sae}, where, weights)
-        check_config(config, {"d_in": d_in}, where, weights)
+        sizes: dict[str, float] = {"d_in": d_in, "num_latents": d_sae}
+        if not config.get("num_latents"):  # then a multiple of the width
+            sizes = {"d_in": d_in, "expansion_factor": d_sae / d_in}
+        check_config({"expansion_factor": 32, **config}, sizes, where, weights)
         shapes = {"encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,)}
         shapes |= {"W_dec": (d_sae, d_in), "b_dec": (d_in,)}
         tensors = floats(tensors, shapes, weights, "SAE of sparsify")

@@ -9,6 +9,7 @@ from sae_bench import ablation
 from sae_bench.cache import ActivationCache
 from sae_bench.cli import main
 from sae_bench.commands import summary
+from sae_bench.errors import InputError
 from tests.desk import contents, furnish
 
 CACHE = ["cache", "--model", "model", "--text", "text.jsonl", "--context", "24", "--device", "cpu"]
@@ -100,6 +101,19 @@ def test_a_run_again(
     assert "figure: results/runs/letters/figures/fvu_vs_l0.png" in out
     after = contents(finished)
     assert {name for name in before if before[name] != after[name]} <= {"grid.json"}
+
+
+def test_minutes_between_checkpoints(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def run(*_: object, checkpoint_every: float, **__: object) -> None:
+        asked.append(checkpoint_every)
+        raise InputError("that is all")
+
+    monkeypatch.setattr("sae_bench.commands.run", run)
+    for options in ([], ["--checkpoint-minutes", "0.5"]):
+        assert main([*RUN, "--out", "unused", *options]) == 2
+    assert asked == [600, 30]
 
 
 def test_figures_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,6 +161,20 @@ class HiddenSAE(SparseAutoencoder):
         return super().latents(x - running_mean)
 
 
+class HoardingSAE(SparseAutoencoder):
+    """Keeps state where no checkpoint finds it."""
+
+    seen = 0
+
+    def observe(self, latents: Any) -> None:
+        super().observe(latents)
+        self.seen += len(latents.f)
+
+    def loss_terms(self, *arguments: Any) -> Any:
+        terms = super().loss_terms(*arguments)
+        return terms | {"growing": self.seen * self.b_dec.square().sum()}
+
+
 @pytest.mark.parametrize(
     ("cls", "check"),
     [
@@ -180,6 +194,7 @@ class HiddenSAE(SparseAutoencoder):
         (AlwaysOnSAE, "codes_and_steps_are_sound"),
         (DetachedSAE, "the_reconstruction_is_summed_over_dimensions"),
         (HiddenSAE, "folding_scales_the_codes"),
+        (HoardingSAE, "goes_on_from_a_checkpoint"),
     ],
 )
 def test_a_wrong_class_fails_the_check_that_names_its_fault(

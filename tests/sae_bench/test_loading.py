@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load, save_file
 
 from sae_bench.activations import JumpReLU, RawThreshold
-from sae_bench.errors import InputError
 from sae_bench.files import read_json, write_atomically, write_json
 from sae_bench.loading import load_sae
 from sae_bench.penalties import L0
 from sae_bench.sae import SparseAutoencoder
+from tests.refusals import refused
 from tests.small import small_sae
 
 
@@ -27,15 +27,6 @@ def folder(tmp_path: Path) -> Path:
         tmp_path
     )
     return tmp_path
-
-
-def refused(folder: Path, file: str, message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        load_sae(folder)
-    text = str(caught.value)
-    assert text.startswith(str(folder / file)), text
-    assert message in text, text
-    assert "\n" not in text
 
 
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
@@ -69,7 +60,9 @@ def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
         (lambda c: c.update(d_in="6"), ".d_in: expected int, got '6'"),
         (lambda c: c.update(seed=None), ".seed: expected int, got None"),
         (lambda c: c.update(slots=[]), ".slots: expected dict, got []"),
-        (lambda c: c.update(d_in=0), "d_in and d_sae must be positive, got 0 and 16"),
+        (lambda c: c.update(seed=2**70), ".seed: 1.181e+21 is no seed of 64 bits"),
+        (lambda c: c.update(d_in=0), ".d_in: says 0, but sae.safetensors has 6"),
+        (lambda c: c.update(d_sae=10**15), ".d_sae: says 1000000000000000, but sae.safetensors"),
         (lambda c: c.update(architecture="NoSAE"), ".architecture: unknown SparseAutoencoder"),
         (lambda c: c["slots"].update(colour=1), "unknown argument 'colour'"),
         (lambda c: c["slots"].update(penalty=1), ".penalty: expected a Penalty, got 1"),
@@ -114,7 +107,7 @@ def test_a_config_of_another_kind_is_named(folder: Path, value: Any) -> None:
         (lambda t: t["raw_threshold"][3].fill_(torch.inf), "'raw_threshold' has values that are"),
         (
             lambda t: t.update(b_enc=torch.zeros(16, dtype=torch.int64)),
-            "'b_enc' is torch.int64, expected floating point",
+            "'b_enc' is torch.int64, expected floating point of 16 bits",
         ),
     ],
 )
@@ -150,7 +143,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "sae.safetensors").unlink()
     refused(folder, "sae.safetensors", "no such file")
     (folder / "sae.safetensors").mkdir()
-    refused(folder, "sae.safetensors", "not a readable safetensors file")
+    refused(folder, "sae.safetensors", "a folder, not a file")
     shutil.rmtree(folder / "sae.safetensors")
     (folder / "config.json").unlink()
     (folder / "config.json").mkdir()

@@ -1,8 +1,12 @@
 """Runs that were called again, killed or extended, and arms without a result."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from sae_bench.ablation import Results
 from sae_bench.activations import TopK
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
+from sae_bench.checkpoints import Checkpoints
 from sae_bench.contexts import Packed
 from sae_bench.penalties import L0
 from sae_bench.run import run
@@ -23,7 +28,7 @@ from sae_bench.stream import ActivationStream
 from sae_bench.train import Trained, Trainee, train
 from tests.corpus import Letters
 from tests.desk import contents
-from tests.grids import RECIPE, SITE, lm_cache
+from tests.grids import RECIPE, SITE, lm_cache, tensor_cache
 from tests.runs import ARMS, LLAMA, MODULE, forbidden, start
 
 
@@ -48,7 +53,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     pd.testing.assert_frame_equal(*tables, check_exact=True)
     left, right = contents(one), contents(other)
     assert set(left) == set(right)
-    timed = ("grid.json", "arm.json", "table.parquet", "table.csv")
+    timed = ("grid.json", "grid.copy.json", "arm.json", "table.parquet", "table.csv")
     for name in left:
         assert name.endswith(timed) or left[name] == right[name], name
 
@@ -66,7 +71,10 @@ def test_a_second_call_trains_and_measures_nothing(
     start(cache, finished)
     after = contents(finished)
     assert set(after) == set(before)
-    assert {name for name in before if before[name] != after[name]} <= {"grid.json"}
+    assert {name for name in before if before[name] != after[name]} <= {
+        "grid.json",
+        "grid.copy.json",
+    }
 
 
 def killed_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,6 +134,100 @@ def test_a_killed_run_resumes_to_the_same_bits(
     for leftover in out.rglob("*.partial"):  # of the process that was killed
         leftover.unlink()
     assert_same_run(out, finished)
+
+
+def steps_taken(cache: ActivationCache, out: Path) -> set[int]:
+    """Runs; the steps that any arm took."""
+    taken, original = set[int](), Trainee.step
+
+    def step(self: Trainee, index: int, x: Any) -> Any:
+        taken.add(index)
+        return original(self, index, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainee, "step", step)
+        start(cache, out)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("activity", "call", "step"),
+    [
+        ("training", 3, 0),
+        ("training", 60, 6),  # the shorter arm has ended
+        ("training", 82, 9),
+        ("writing", 15, 1),  # the second checkpoint of the sixth of nine arms
+        ("writing", 36, 3),
+    ],
+)
+def test_a_run_with_checkpoints_resumes_within_the_pass(
+    finished: Path,
+    cache: ActivationCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    activity: str,
+    call: int,
+    step: int,
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr(Checkpoints, "is_due", True)
+    owner, name = TARGETS[activity]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed_at(call, getattr(owner, name)))
+        with pytest.raises(KeyboardInterrupt):
+            start(cache, out)
+    assert steps_taken(cache, out) == set(range(step, 10))
+    assert_same_run(out, finished)
+
+
+def end_in_training(out: Path, number: int) -> None:
+    """A run that gets a signal in the middle of its seventh step; a checkpoint is due after every
+    second step."""
+    original, calls = Trainee.step, count(1)
+    Checkpoints.is_due = property(lambda self: Trainee.now % 2 == 1)  # type: ignore
+
+    def step(self: Trainee, index: int, x: Any) -> Any:
+        Trainee.now = index  # type: ignore[attr-defined]
+        if next(calls) == 60:
+            signal.raise_signal(number)
+        return original(self, index, x)
+
+    Trainee.step = step  # type: ignore[method-assign]
+    start(tensor_cache(), out)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "step"),
+    [(signal.SIGKILL, -9, 6), (signal.SIGTERM, 143, 7), (signal.SIGINT, -2, 7)],
+)
+def test_a_process_that_was_ended(tmp_path: Path, number: int, code: int, step: int) -> None:
+    out = tmp_path / "run"
+    script = (
+        f"from pathlib import Path; from {__name__} import end_in_training as end; "
+        f"end(Path({str(out)!r}), {int(number)})"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert steps_taken(tensor_cache(), out) == set(range(step, 10))
+    start(tensor_cache(), tmp_path / "undisturbed")
+    assert_same_run(out, tmp_path / "undisturbed")
+
+
+def test_a_run_without_disturbance_leaves_no_checkpoints(
+    finished: Path, cache: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints, "is_due", True)
+    (out := tmp_path / "run").mkdir()
+    start(cache, out)
+    assert not (out / "checkpoints").exists()
+    assert_same_run(out, finished)
+    (leftover := out / "checkpoints" / "relu-0").mkdir(parents=True)
+    (leftover / "file").write_text("of a process that was killed after the last arm was kept")
+    start(cache, out)
+    assert not (out / "checkpoints").exists()
 
 
 def test_an_extended_grid_trains_only_what_is_new(

@@ -124,7 +124,7 @@ def test_the_specification_is_complete(finished: Path, cache: ActivationCache) -
     found = json.loads((finished / "grid.json").read_text())
     assert found["arms"] == json.loads(json.dumps({arm.key: arm.record() for arm in ARMS}))
     assert found["inputs"]["train"] == json.loads(json.dumps(cache.record()))
-    assert found["environment"]["torch"]
+    assert found["environment"]["versions"]["torch"]
     for arm in ARMS:
         history = pd.read_parquet(finished / "arms" / arm.key / "training.parquet")
         assert history["step"].iloc[-1] == arm.recipe.steps
@@ -194,6 +194,7 @@ def test_wrong_arguments(cache: ActivationCache, tmp_path: Path) -> None:
     assert "width 8" in refusal(cache, out, evaluate={"other": tensor_cache()})
     assert "'nonsense'" in refusal(cache, out, device="nonsense")
     assert "lm_tokens" in refusal(cache, out, lm_tokens=-5)
+    assert "must not be negative" in refusal(cache, out, checkpoint_every=-1.0)
     assert not out.exists()
 
 
@@ -248,8 +249,8 @@ def test_places_that_are_no_run_folder(cache: ActivationCache, tmp_path: Path) -
     assert "is not a run folder" in refusal(cache, full)
     assert "is not a run folder" in refusal(cache, file)
     assert "cannot be written" in refusal(cache, file / "below")
-    assert "of another version" in refusal(cache, foreign)
-    assert "not valid JSON" in refusal(cache, broken)
+    for folder in (foreign, broken):
+        assert "damaged (not as it was written), or not a run's" in refusal(cache, folder)
     assert contents(tmp_path) == before
 
 

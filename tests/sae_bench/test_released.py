@@ -1,0 +1,148 @@
+"""Finished SAEs beside trained arms of a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from architectures import JumpReLUSAE, ReLUSAE, TopKSAE
+from sae_bench.activations import TopK
+from sae_bench.arm import Arm, grid
+from sae_bench.cache import ActivationCache
+from sae_bench.errors import InputError
+from sae_bench.evaluate import evaluate
+from sae_bench.loading import load_sae, save_sae
+from sae_bench.penalties import L1
+from sae_bench.released import Released
+from sae_bench.run import run
+from sae_bench.train import Trainee
+from tests.foreign import D_IN, K, random_sae
+from tests.grids import RECIPE, SITE, tensor_cache
+from tests.runs import MODULE, forbidden
+
+ARMS = grid(ReLUSAE, d_sae=20, penalty=[L1(0.01), L1(0.1)], recipe=RECIPE)
+
+
+@pytest.fixture(scope="module")
+def cache() -> ActivationCache:
+    return tensor_cache(d_in=D_IN)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_sae(random_sae(JumpReLUSAE), tmp_path / "params.npz", "gemma-scope")
+    return tmp_path / "params.npz"
+
+
+def start(arms: list[Any], cache: ActivationCache, out: Path) -> pd.DataFrame:
+    return run(arms, cache, out=out, device="cpu")
+
+
+def test_a_row_beside_trained_arms(file: Path, cache: ActivationCache, tmp_path: Path) -> None:
+    released = Released(file, "Gemma Scope")
+    table = start([*ARMS, released], cache, tmp_path / "run")
+    assert list(table["status"]) == ["trained", "trained", "released"]
+    row = table.iloc[-1]
+    assert row["arm"] == released.key
+    assert row["series"] == "Gemma Scope"
+    assert row["architecture"] == "JumpReLU"
+    assert row["d_sae"] == released.sae.d_sae
+    assert row["reason"] == ""
+    assert cache.held_out is not None
+    measured = evaluate(load_sae(file), cache.held_out).iloc[0]
+    for name in ("l0", "fvu", "gamma", "dead", "tokens"):
+        assert row[name] == measured[name]
+    assert 1 < row["l0"] < released.sae.d_sae - 1
+    arm = json.loads((tmp_path / "run" / "arms" / released.key / "arm.json").read_text())
+    assert arm["released"] == str(file)
+
+
+def test_a_released_sae_alone(file: Path, cache: ActivationCache, tmp_path: Path) -> None:
+    (status,) = start([Released(file)], cache, tmp_path / "run")["status"]
+    assert status == "released"
+
+
+def test_a_second_call_measures_nothing(
+    file: Path, cache: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start([*ARMS, Released(file)], cache, tmp_path / "run")
+    for name in ("_evaluate", "train_arms"):
+        monkeypatch.setattr(MODULE, name, forbidden)
+    second = start([*ARMS, Released(file)], cache, tmp_path / "run")
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+def test_it_may_join_a_finished_run(
+    file: Path, cache: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(ARMS, cache, tmp_path / "run")
+    monkeypatch.setattr(MODULE, "train_arms", forbidden)
+    table = start([*ARMS, Released(file)], cache, tmp_path / "run")
+    assert list(table["status"]) == ["trained", "trained", "released"]
+    assert table["l0"].notna().all()
+
+
+def test_a_run_killed_before_its_evaluation(
+    file: Path, cache: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """The process ended here."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    arms = [*ARMS, Released(file)]
+    expected = start(arms, cache, tmp_path / "other").drop(columns="seconds")
+    with monkeypatch.context() as patch:
+        patch.setattr(MODULE, "_evaluate", killed)
+        with pytest.raises(Killed):
+            start(arms, cache, tmp_path / "run")
+    file.unlink()  # what was adopted is in the folder
+    monkeypatch.setattr(MODULE, "train_arms", forbidden)
+    table = start(arms, cache, tmp_path / "run").drop(columns="seconds")
+    pd.testing.assert_frame_equal(table, expected, check_exact=True)
+
+
+@pytest.mark.parametrize("arms", [ARMS, []])
+def test_another_width_is_refused_before_training(
+    arms: list[Arm], file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainee, "step", forbidden)
+    with pytest.raises(InputError, match=f"^{file}: reads activations of width 16, these have 8$"):
+        start([*arms, Released(file)], tensor_cache(d_in=8), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sites_must_agree(tmp_path: Path) -> None:
+    sae = random_sae(JumpReLUSAE)
+    sae.provenance = {"site": SITE}
+    sae.save(tmp_path)
+    released = Released(tmp_path)
+    for site in (SITE, None):
+        released.check_site(D_IN, site)
+    other = "layers.0.resid_post"
+    with pytest.raises(InputError, match=f"belongs to {SITE}, the activations are of {other}$"):
+        released.check_site(D_IN, other)
+
+
+def test_keys_follow_the_content(file: Path, tmp_path: Path) -> None:
+    assert Released(file, "one").key == Released(file.parent, "other").key
+    keys = {Released(file).key}
+    for k in (K, K + 1):  # the same weights
+        save_sae(random_sae(TopKSAE, activation=TopK(k)), tmp_path / str(k), "saelens")
+        keys.add(Released(tmp_path / str(k)).key)
+    save_sae(random_sae(ReLUSAE), tmp_path / "relu", "saelens")
+    keys.add(Released(tmp_path / "relu").key)
+    assert len(keys) == 4
+
+
+def test_the_same_sae_twice(file: Path, cache: ActivationCache, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the same arm is given twice"):
+        start([Released(file), Released(file, "again")], cache, tmp_path / "run")
+
+
+def test_no_such_sae(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such file or folder"):
+        Released(tmp_path / "nowhere")
