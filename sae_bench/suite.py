@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
-from sae_bench.annotations import shown
 from sae_bench.components import Component, from_record
 from sae_bench.errors import InputError
 
@@ -63,7 +62,7 @@ class Suite(Generic[T]):
             AssertionError: checks failed; one line each, saying what to do.
         """
         if not self.belongs(thing):
-            raise InputError(f"{shown(thing)} is no {self.kind}")
+            raise InputError(f"{thing!r:.60} is no {self.kind}")
         if found := self.failures(cast(T, thing)):
             lines = [f"{name}: {message}" for name, message in found.items()]
             count = f"{len(found)} check{'s' * (len(found) > 1)} failed"
@@ -74,7 +73,7 @@ class ComponentSuite(Suite[C]):
     """A suite for components of one base."""
 
     def __init__(self, base: type) -> None:
-        super().__init__(base.__name__, lambda thing: isinstance(thing, base))
+        super().__init__(f"{base.__name__} object", lambda thing: isinstance(thing, base))
         self(survives_a_record)
 
 
