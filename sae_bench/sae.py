@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sae_bench.activations import Activation, Latents, ReLU
-from sae_bench.components import Component
+from sae_bench.components import Component, label_of, walk
 from sae_bench.decoders import Decoder, UnitRows
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE, Estimator, as_estimator
@@ -22,9 +22,12 @@ from sae_bench.kernels import Kernel
 from sae_bench.penalties import L1, Penalty
 from sae_bench.plain import Plain
 from sae_bench.samples import Present, Samples
+from sae_bench.user_code import source_digest
 
 FORMAT, VERSION = "sae_bench", 1
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
+SOURCE = "source"
+"""Key of the provenance of saved SAEs under which the hash of a user's code stands."""
 ESTIMATOR = "estimator_"
 """Prefix of the buffers that hold the estimator's state; a saved SAE leaves them out."""
 
@@ -161,9 +164,15 @@ class SparseAutoencoder(nn.Module):
     def objection(cls, slots: Mapping[str, Any]) -> str | None:
         """Why a combination of slots has no meaning, or None. `grid` records such cells as skipped
         with this reason."""
-        if slots["penalty"].through_step:
-            return slots["activation"].objection_to_step(slots["kernel"])
-        return None
+        activation, penalty, kernel = (slots[name] for name in ("activation", "penalty", "kernel"))
+        if penalty.through_step and (reason := activation.objection_to_step(kernel)):
+            return reason
+        if penalty.needs_fixed_norms and not slots["decoder"].fixes_norms:
+            return (
+                f"{penalty.label_without('coefficient')} charges codes, whatever the norms of "
+                f"their decoder rows: with {type(slots['decoder']).__name__} use RIL1"
+            )
+        return activation.objection_to_estimator(kernel, penalty.through_step)
 
     @property
     def slots(self) -> dict[str, Any]:
@@ -234,6 +243,16 @@ class SparseAutoencoder(nn.Module):
         }
         own = {name: tensor.detach() for name, tensor in self._own.items()}
         return self.activation.plain(weights, own)
+
+    @property
+    def source(self) -> str | None:
+        """Hash of the code of its class and its slots' classes, as far as they are the user's."""
+        return source_digest([type(self), *(type(part) for part in walk(self.slots))])
+
+    def extra_repr(self) -> str:
+        """Sizes and slots, for `print(sae)`."""
+        shown = {"d_in": self.d_in, "d_sae": self.d_sae, **self.slots}
+        return ", ".join(f"{name}={label_of(value)}" for name, value in shown.items())
 
     # -- what users call --------------------------------------------------------------------------
 
@@ -403,6 +422,7 @@ class SparseAutoencoder(nn.Module):
             if not name.startswith(ESTIMATOR)
         }
         write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+        source = {SOURCE: self.source} if self.source else {}
         config = {
             "format": FORMAT,
             "version": VERSION,
@@ -411,7 +431,7 @@ class SparseAutoencoder(nn.Module):
             "d_sae": self.d_sae,
             "seed": self.seed,
             "slots": self.slots,
-            "provenance": self.provenance,
+            "provenance": self.provenance | source,
         }
         write_json(folder / CONFIG, config)
 

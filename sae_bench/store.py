@@ -14,6 +14,7 @@ a trained one never.
 import platform
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from sae_bench.arm import Arm
+from sae_bench.arm import Arm, check_names
 from sae_bench.checkpoints import Checkpoints
-from sae_bench.components import digest
+from sae_bench.components import digest, to_plain
 from sae_bench.errors import InputError
 from sae_bench.files import read_json, write_json, write_table
 from sae_bench.loading import load_sae
@@ -83,21 +84,40 @@ class RunFolder:
     def _specification(self) -> Path:
         return self.path / "grid.json"
 
+    def _held(self) -> dict[str, Any]:
+        """What grid.json says."""
+        found = read_json(self._specification)
+        if not isinstance(found, dict) or found.get("version") != VERSION:
+            raise InputError(f"{self._specification}: of another version; choose another folder")
+        if not all(isinstance(found.get(key), dict) for key in ("inputs", "arms")):
+            raise InputError(f"{self._specification}: is damaged; choose another folder")
+        return found
+
     def check(self, arms: Sequence[Arm | Released], inputs: Mapping[str, Any]) -> None:
         """Whether this grid can go here; writes nothing. An empty folder can take it, and so can
-        the folder of an earlier run of the same arms, or of some of them, on the same inputs.
+        the folder of earlier runs on the same inputs, whichever arms they had. A warning names arms
+        that were there before with other code.
 
         Args:
             arms: the whole grid.
             inputs: what is known of its data by name, JSON-ready; None for what is not known.
 
         Raises:
-            InputError: the folder cannot be written, or holds something else.
+            InputError: the folder cannot be written, or holds something else; classes that SAEs
+                could not be loaded with.
         """
+        check_names(arm for arm in arms if isinstance(arm, Arm))
         if self._specification.exists():
-            if reason := _difference(read_json(self._specification), arms, inputs):
+            found = self._held()
+            if reason := _difference(found["inputs"], inputs):
                 raise InputError(
                     f"{self.path}: holds another grid ({reason}); choose another folder"
+                )
+            for arm, older in _edited(found["arms"], arms):
+                warnings.warn(
+                    f"{arm}: the code of its classes has changed since {older} was trained, which "
+                    f"stays in {self.path}; the new code is trained as another arm",
+                    stacklevel=2,
                 )
         elif self.path.is_file() or (self.path.is_dir() and any(_entries(self.path))):
             raise InputError(f"{self.path}: exists and is not a run folder; choose another one")
@@ -131,15 +151,17 @@ class RunFolder:
             lock.release()
 
     def start(self, arms: Sequence[Arm | Released], inputs: Mapping[str, Any]) -> None:
-        """Makes the folder, once `check` has passed, and writes down what will be in it.
+        """Makes the folder, once `check` has passed, and writes down what will be in it, beside
+        what is there from earlier runs.
 
         Raises:
             InputError: the folder cannot be written.
         """
+        held = self._held()["arms"] if self._specification.exists() else {}
         specification = {
             "version": VERSION,
             "inputs": inputs,
-            "arms": {arm.key: arm.record() for arm in arms},
+            "arms": held | {arm.key: arm.record() for arm in arms},
             "environment": environment(),
         }
         try:
@@ -256,17 +278,31 @@ def _entries(folder: Path) -> Iterator[Path]:
     return (entry for entry in folder.iterdir() if entry.suffix not in (".partial", ".lock"))
 
 
-def _difference(
-    found: Any, arms: Sequence[Arm | Released], inputs: Mapping[str, Any]
-) -> str | None:
-    """Why the grid in a folder's specification is another one, or None."""
-    if not isinstance(found, dict) or found.get("version") != VERSION:
-        return "of another version"
-    if not all(isinstance(found.get(key), dict) for key in ("inputs", "arms")):
-        return "its grid.json is damaged"
-    for name, value in inputs.items():
-        held = found["inputs"].get(name)
-        if value is not None and held is not None and digest(value) != digest(held):
-            return f"{name!r} in its grid.json differs"
-    others = set(found["arms"]) - {arm.key for arm in arms}
-    return f"{len(others)} of its arms are not in this one" if others else None
+def _difference(held: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
+    """Which of the inputs that are known on both sides differs, or None."""
+    for name, value in asked.items():
+        known = held.get(name)
+        if value is not None and known is not None and digest(value) != digest(known):
+            return f"{name!r} differs: {_first_difference(known, to_plain(value), name)}"
+    return None
+
+
+def _first_difference(held: Any, asked: Any, path: str) -> str:
+    """`path: one there, another here` of the first value that differs."""
+    if isinstance(held, dict) and isinstance(asked, dict):
+        for key in [*held, *(key for key in asked if key not in held)]:
+            if digest(held.get(key)) != digest(asked.get(key)):
+                return _first_difference(held.get(key), asked.get(key), f"{path}.{key}")
+    return f"{path} is {held!r:.60} there and {asked!r:.60} here"
+
+
+def _edited(held: Mapping[str, Any], arms: Sequence[Arm | Released]) -> Iterator[tuple[str, str]]:
+    """Keys of arms that `held` has with other code only: the new one, and the one there."""
+    there = {_without_code(record): key for key, record in held.items()}
+    for arm in arms:
+        if arm.key not in held and (older := there.get(_without_code(arm.record()))):
+            yield arm.key, older
+
+
+def _without_code(record: Mapping[str, Any]) -> str:
+    return digest({name: value for name, value in record.items() if name != "source"})
