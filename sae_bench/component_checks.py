@@ -22,6 +22,7 @@ from sae_bench.train import train
 KERNEL: Suite[Kernel] = Suite("Kernel", lambda thing: isinstance(thing, Kernel))
 PENALTY: Suite[Penalty] = Suite("Penalty", lambda thing: isinstance(thing, Penalty))
 ESTIMATOR: Suite[Estimator] = Suite("Estimator", lambda thing: isinstance(thing, Estimator))
+SUITES = (PENALTY, KERNEL, ESTIMATOR)
 
 
 def check_kernel(kernel: object) -> None:
