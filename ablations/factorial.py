@@ -93,7 +93,7 @@ def figures(results: Results) -> dict[str, Figure]:
     drawn = plots.figure(5.0, 3.2)
     table = results.table.assign(cell=cell(results.table))
     axes = plots.frontier(table, drawn.axes[0], by="cell")
-    axes.legend(*axes.get_legend_handles_labels())
+    plots.legend(drawn, axes)
     return {"fvu_vs_l0": drawn}
 
 

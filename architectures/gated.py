@@ -38,7 +38,7 @@ class GatedSAE(SparseAutoencoder):
             return "its gate decides which latents are on: the activation must stay ReLU"
         if slots["penalty"].through_step:
             return "its gate's step has no pseudo-derivative: a penalty on L0 has no gradient"
-        return None
+        return super().objection(slots)
 
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Gate and magnitude paths start equal: zero biases and log-scales."""

@@ -31,6 +31,9 @@ from sae_bench.text import Text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Figures = Callable[["Results"], "dict[str, Figure]"]
+"""Draws the figures of a run from its tables, by file name."""
+
 
 @dataclass(frozen=True)
 class Data(Component):
@@ -147,7 +150,7 @@ class Ablation:
     question: str
     presets: Mapping[str, Preset]
     arms: Callable[[Preset], list[Arm]]
-    figures: Callable[[Results], "dict[str, Figure]"]
+    figures: Figures
     answer: Callable[[pd.DataFrame], str]
 
     def preset(self, name: str | None) -> Preset:

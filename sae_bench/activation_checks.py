@@ -186,6 +186,10 @@ def is_on_above_its_threshold(activation: Activation) -> None:
 @ACTIVATION
 def says_whether_it_trains_thresholds(activation: Activation) -> None:
     """`trains_threshold` is what it says; the gradient by samples is then autograd's."""
+    declares = bool(activation.parameters(D_SAE))
+    assert declares == activation.trains_threshold, f"set trains_threshold = {declares}"
+    if not declares:
+        return
     own = _own(activation)
     pre = _pre(activation, own)
     kernel, gradients = Triangle(pre.std().item()), []

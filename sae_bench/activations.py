@@ -83,6 +83,20 @@ class Activation(Component):
         """Why a penalty on the step function has no gradient here, or None if it has one."""
         return None
 
+    def objection_to_estimator(self, estimator: Estimator, through_step: bool) -> str | None:
+        """Why the estimator changes nothing here against the plain batch estimate, or None.
+
+        Args:
+            estimator: of the arm.
+            through_step: whether the penalty sends a gradient through the step.
+        """
+        if self.trains_threshold or estimator.is_backward:
+            return None
+        return (
+            f"{type(self).__name__} trains no threshold: state and exact-jump coefficients change "
+            "nothing, use BatchKDE"
+        )
+
     def plain(self, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Plain:
         """What an SAE with these weights (W_enc, b_enc, W_dec, b_dec) and this activation computes
         in evaluation.
@@ -110,6 +124,12 @@ class ReLU(Activation):
         if estimator.to_input:
             return None
         return "ReLU has no threshold: a penalty on L0 needs an estimator with to_input=True"
+
+    def objection_to_estimator(self, estimator: Estimator, through_step: bool) -> str | None:
+        """At 0 the code does not jump: to_input changes nothing but the step's gradient."""
+        if estimator.to_input and not through_step:
+            return "ReLU has no threshold: to_input=True changes nothing without a penalty on L0"
+        return super().objection_to_estimator(estimator, through_step)
 
     def plain(self, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Plain:
         """A ReLU SAE."""
@@ -262,6 +282,12 @@ class FixedL0(Activation):
         """L0 is k by construction."""
         name = type(self).__name__
         return f"{name} fixes L0 by construction: a penalty on L0 has no gradient"
+
+    def objection_to_estimator(self, estimator: Estimator, through_step: bool) -> str | None:
+        """The step has no pseudo-derivative."""
+        if estimator.to_input:
+            return f"{type(self).__name__} has no pseudo-derivative: to_input=True changes nothing"
+        return super().objection_to_estimator(estimator, through_step)
 
 
 @dataclass(frozen=True)

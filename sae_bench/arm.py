@@ -1,15 +1,17 @@
 """Arms: the specification of one trained cell, and grids of them."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from sae_bench.components import Component, digest, source_digest, to_plain
+from sae_bench.components import Component, digest, family, find_class, to_plain, walk
 from sae_bench.errors import InputError
 from sae_bench.recipe import Recipe
+from sae_bench.registry import architecture
 from sae_bench.sae import SparseAutoencoder
+from sae_bench.user_code import source_digest
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Arm:
     recipe: Recipe
     seed: int = 0
     slots: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = field(init=False, repr=False, compare=False)
+    """Hash of the code of those classes that are the user's own, as it was when the arm was made;
+    None if there are none."""
 
     def __post_init__(self) -> None:
         if not (
@@ -46,6 +51,7 @@ class Arm:
         if not isinstance(self.recipe, Recipe):
             raise InputError(f"{self.name}: recipe must be a Recipe, got {self.recipe!r:.40}")
         object.__setattr__(self, "slots", MappingProxyType(self.architecture.resolve(self.slots)))
+        object.__setattr__(self, "source", source_digest(self.classes))
         if self.objection is None:
             self.slots["activation"].parameters(self.d_sae)  # k larger than d_sae fails here
 
@@ -53,6 +59,11 @@ class Arm:
     def name(self) -> str:
         """The architecture's name in tables and legends: its class name without the ending SAE."""
         return self.architecture.__name__.removesuffix("SAE")
+
+    @property
+    def classes(self) -> list[type]:
+        """The architecture and the classes of all components in its slots, nested ones included."""
+        return [self.architecture, *dict.fromkeys(type(part) for part in walk(self.slots))]
 
     @property
     def objection(self) -> str | None:
@@ -73,9 +84,7 @@ class Arm:
             "slots": to_plain(dict(self.slots)),
             "recipe": self.recipe.record(),
         }
-        parts = [type(value) for value in self.slots.values() if isinstance(value, Component)]
-        source = source_digest([self.architecture, *parts])
-        return {**record, "source": source} if source else record
+        return {**record, "source": self.source} if self.source else record
 
     @property
     def series(self) -> str:
@@ -116,6 +125,26 @@ class Arm:
             "data_seed": self.recipe.data_seed,
             "train_tokens": self.recipe.steps * self.recipe.batch_size,
         }
+
+
+def check_names(arms: Iterable[Arm]) -> None:
+    """Whether SAEs of these arms can be loaded again, for which classes are found by their names.
+
+    Raises:
+        InputError: a name means two classes, or one that was defined again with other code.
+    """
+    owners = {cls: arm.key for arm in reversed(list(arms)) for cls in arm.classes}
+    for cls, key in owners.items():
+        if issubclass(cls, Component):
+            found: type = find_class(family(cls), cls.__name__, key)
+        else:
+            found = architecture(cls.__name__, key)
+        if found is not cls and source_digest([found]) != source_digest([cls]):
+            raise InputError(
+                f"{key}: its {cls.__name__} was defined again with other code, and SAEs are loaded "
+                "by the newest class of a name; make the arms from that one, or give each its own "
+                f"name ({cls.__name__}.__name__ = ...)"
+            )
 
 
 def slot_columns(slots: Mapping[str, Any], d_sae: int) -> dict[str, Any]:

@@ -134,9 +134,12 @@ class Checkpoints:
         """Removes the checkpoints of an arm that has ended."""
         shutil.rmtree(self._of(arm), ignore_errors=True)
 
-    def clear(self) -> None:
-        """Removes all checkpoints of the run."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def clear(self, arms: Iterable[Arm]) -> None:
+        """Removes all that is left of these arms, and the folder if no others are under way."""
+        for arm in arms:
+            self.drop(arm)
+        with suppress(OSError):
+            self._folder.rmdir()
 
     def _of(self, arm: Arm) -> Path:
         return self._folder / f"{arm.key}-{self._data}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_bench import commands
+from sae_bench import commands, listing, modules
 from sae_bench.checkpoints import EVERY
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS
@@ -38,6 +38,17 @@ def parser() -> argparse.ArgumentParser:
         )
         added.set_defaults(action=action)
         return added
+
+    def importing(*loading_saes: argparse.ArgumentParser) -> None:
+        for each in loading_saes:
+            each.add_argument(
+                "--import",
+                dest="imports",
+                nargs="+",
+                default=(),
+                metavar="FILE_OR_MODULE",
+                help="where classes of your own are defined, for SAEs that need them",
+            )
 
     cache = command(
         "cache", commands.build_cache, "Run a language model over text and keep its activations."
@@ -107,13 +118,14 @@ def parser() -> argparse.ArgumentParser:
     figures = command(
         "figures",
         commands.draw_figures,
-        "Draw the figures of a finished run again, from its tables.",
+        "Draw the figures of a finished run again, from its tables: those of its ablation, or for "
+        "a --folder alone the standard comparison.",
     )
     figures.add_argument(
         "ablation", nargs="?", help="the ablation that was run (default: all published tables)"
     )
     figures.add_argument(
-        "--folder", type=Path, default=None, help="its folder (default: results/runs/ABLATION)"
+        "--folder", type=Path, default=None, help="any run (default: results/runs/ABLATION)"
     )
 
     publish = command(
@@ -186,11 +198,14 @@ def parser() -> argparse.ArgumentParser:
     upload.add_argument("--license", default=None, help="for the card, e.g. mit (default: none)")
 
     check = command(
-        "check", commands.check, "Run the conformance suite on an architecture of your own."
+        "check",
+        commands.check,
+        "Run the conformance suite on an architecture or a component of your own.",
     )
-    check.add_argument("architecture", help="module:Class, or path/to/file.py:Class")
+    check.add_argument("thing", help="module:Name or path/to/file.py:Name, a class or an object")
 
-    command("list", commands.show_list, "List architectures and ablations.")
+    command("list", listing.show, "List architectures, components and ablations.")
+    importing(grid, noise, convert, measured, upload)
     return top
 
 
@@ -204,6 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
+            for place in getattr(arguments, "imports", ()):
+                modules.load(place)
             return arguments.action(arguments) or 0
         except InputError as error:
             print(f"sae-bench: error: {error}", file=sys.stderr)

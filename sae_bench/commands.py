@@ -1,14 +1,19 @@
 """What the commands of the command line do, given their arguments."""
 
 import argparse
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from sae_bench import ablation, plots, registry
+from sae_bench import ablation, modules, plots
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
+from sae_bench.component_checks import SUITES
+from sae_bench.components import Component
 from sae_bench.conformance import ARCHITECTURE
 from sae_bench.contexts import Packed, PerDocument
 from sae_bench.conversion import to_gated, to_jumprelu
@@ -24,6 +29,7 @@ from sae_bench.run import run
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.status import STATES, status
 from sae_bench.store import RELEASED, RunFolder
+from sae_bench.suite import Suite
 
 SHOWN = {
     "series": "arm",
@@ -50,17 +56,29 @@ PUBLISHED = Path("results")
 """Where tables and figures that are committed stand, from the root of the project."""
 
 
-def summary(table: pd.DataFrame) -> str:
-    """The table as it is shown on the screen."""
+def _shown(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """Columns of a table of arms under other names, and in `setting` what the arm's sparsity hangs
+    on."""
     choice = table["penalty"] + "(" + table["coefficient"].map("{:g}".format) + ")"
     setting = choice.where(table["coefficient"] > 0, table["activation"])
     shown = table.assign(setting=setting)
-    shown = shown[[name for name in SHOWN if name in shown]].rename(columns=SHOWN)
+    shown = shown[[name for name in columns if name in shown]].rename(columns=columns)
     if "seed" in shown:  # empty for SAEs that were finished elsewhere
         shown["seed"] = shown["seed"].astype("Int64")
-    if "seed" in shown and shown["seed"].nunique() <= 1:
-        shown = shown.drop(columns="seed")
-    text = shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-")
+    return shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-")
+
+
+def planned(arms: Sequence[Arm | Released]) -> str:
+    """The arms of a run before it, as they are shown on the screen."""
+    table = pd.DataFrame([{**arm.columns(), "skipped": arm.objection or ""} for arm in arms])
+    columns = {"arm": "key", "series": "arm", "setting": "setting", "d_sae": "d_sae"}
+    return _shown(table, {**columns, "seed": "seed", "skipped": "skipped"})
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The table as it is shown on the screen."""
+    one_seed = "seed" in table and table["seed"].nunique() <= 1
+    text = _shown(table.drop(columns="seed") if one_seed else table, SHOWN)
     reasons = table.loc[table["reason"].astype(bool), ["arm", "status", "reason"]]
     lines = [f"{row.arm}: {row.status}: {row.reason}" for row in reasons.itertuples()]
     return "\n".join([text, *lines])
@@ -104,8 +122,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
     arms: list[Arm | Released] = [*chosen.arms(preset)]
     arms += [Released(path) for path in arguments.released]
     if arguments.dry_run:
-        for arm in arms:
-            print(arm.key, arm.objection or "")
+        print(planned(arms))
         return
     RunFolder(arguments.out).check(arms, {"data": preset.data})
     table = run(
@@ -118,14 +135,14 @@ def run_grid(arguments: argparse.Namespace) -> None:
         checkpoint_every=60 * arguments.checkpoint_minutes,
     )
     print(summary(table))
-    _draw(chosen, ablation.Results.read(arguments.out), arguments.out / "figures")
+    _draw(chosen.figures, ablation.Results.read(arguments.out), arguments.out / "figures")
     if verdict := chosen.answer(table):
         print(verdict)
     print(f"table: {arguments.out / 'table.csv'}")
 
 
-def _draw(chosen: ablation.Ablation, results: ablation.Results, folder: Path) -> None:
-    for name, drawn in chosen.figures(results).items():
+def _draw(figures: ablation.Figures, results: ablation.Results, folder: Path) -> None:
+    for name, drawn in figures(results).items():
         path, *_ = plots.save(drawn, folder, name)
         print(f"figure: {path}")
 
@@ -138,18 +155,26 @@ def show_status(arguments: argparse.Namespace) -> None:
         print(f"{count:4} {state}: {STATES[str(state)]}")
 
 
+def _comparison(results: ablation.Results) -> dict[str, Figure]:
+    return plots.comparison(results.table, results.frequencies)
+
+
 def draw_figures(arguments: argparse.Namespace) -> None:
     """figures: draws again from tables."""
     if arguments.ablation is not None:
         chosen, folder = ablation.load(arguments.ablation), arguments.folder
-        _draw(chosen, ablation.Results.read(folder), folder / "figures")
+        _draw(chosen.figures, ablation.Results.read(folder), folder / "figures")
+        return
+    if arguments.folder is not None:
+        results = ablation.Results.read(arguments.folder)
+        _draw(_comparison, results, arguments.folder / "figures")
         return
     found = ablation.published_names(PUBLISHED)
     if not found:
         raise InputError(f"{PUBLISHED / 'tables'}: nothing is published; run `sae-bench publish`")
     for name in found:
         results = ablation.Results.published(name, PUBLISHED)
-        _draw(ablation.load(name), results, PUBLISHED / "figures" / name)
+        _draw(ablation.load(name).figures, results, PUBLISHED / "figures" / name)
 
 
 def publish(arguments: argparse.Namespace) -> None:
@@ -157,7 +182,7 @@ def publish(arguments: argparse.Namespace) -> None:
     chosen = ablation.load(arguments.ablation)
     ablation.Results.read(arguments.folder).publish(chosen.name, PUBLISHED)
     results = ablation.Results.published(chosen.name, PUBLISHED)
-    _draw(chosen, results, PUBLISHED / "figures" / chosen.name)
+    _draw(chosen.figures, results, PUBLISHED / "figures" / chosen.name)
 
 
 def measure_noise(arguments: argparse.Namespace) -> None:
@@ -234,26 +259,33 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """check: the conformance suite; 1 if a check failed."""
-    cls = registry.from_spec(arguments.architecture)
-    failed = ARCHITECTURE.failures(cls)
-    for name, _ in ARCHITECTURE.named(cls):
+    """check: the conformance suite that a thing belongs to; 1 if a check failed."""
+    thing = _checkable(modules.find(arguments.thing), arguments.thing)
+    suites: tuple[Suite[Any], ...] = (ARCHITECTURE, *SUITES)
+    suite = next((each for each in suites if each.belongs(thing)), None)
+    if suite is None:
+        kinds = ", ".join(each.kind for each in suites)
+        raise InputError(f"{arguments.thing!r} is nothing that can be checked, which is: {kinds}")
+    failed = suite.failures(thing)
+    for name, _ in suite.named(thing):
         print(f"{'FAILED' if name in failed else 'passed'}  {name}")
         if name in failed:
             print(f"        {failed[name]}")
     return 1 if failed else 0
 
 
-def show_list(arguments: argparse.Namespace) -> None:
-    """list: what there is."""
-
-    def first_line(text: str | None) -> str:
-        return (text or "").strip().split("\n")[0]
-
-    print("architectures")
-    for name, cls in sorted(registry.architectures().items()):
-        print(f"  {name:16} {first_line(cls.__doc__)}")
-    print("ablations")
-    for name in ablation.names():
-        loaded = ablation.load(name)
-        print(f"  {name:16} {first_line(loaded.question)} (presets: {', '.join(loaded.presets)})")
+def _checkable(thing: Any, spec: str) -> Any:
+    """An object of a component's class, built with its defaults; anything else as it is."""
+    if not (isinstance(thing, type) and issubclass(thing, Component)):
+        return thing
+    needed = [
+        field.name
+        for field in dataclasses.fields(thing)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if needed:
+        raise InputError(
+            f"{spec!r}: {thing.__name__} has no default for {', '.join(needed)}; give the name of "
+            f"an object instead, such as example = {thing.__name__}({needed[0]}=...)"
+        )
+    return thing()

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 from abc import ABC
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from sae_bench.annotations import annotations, fit, is_class_variable
@@ -68,8 +68,16 @@ class Component(ABC):  # noqa: B024 (each base below it says what is abstract)
 
     @property
     def kind(self) -> str:
-        """What sort of thing it is, numbers aside: arms of one kind make one line in a figure."""
-        return type(self).__name__
+        """What sort of thing it is, numbers aside: arms of one kind make one line in a figure. The
+        class name, and in brackets the kinds of those parts (components, switches, words) that are
+        of another kind than by default."""
+        changed = []
+        for field in dataclasses.fields(self):
+            value = kind_of(getattr(self, field.name))
+            if value is not None and value != kind_of(field.default):
+                shown = isinstance(getattr(self, field.name), bool | str)
+                changed.append(f"{field.name}={value}" if shown else value)
+        return f"{type(self).__name__}({', '.join(changed)})" if changed else type(self).__name__
 
     def record(self) -> dict[str, Any]:
         """JSON-ready description from which `from_record` makes an equal object."""
@@ -131,6 +139,29 @@ def _signature(cls: type, name: str) -> str:
     return f"{name}({', '.join(list(inspect.signature(method).parameters)[1:])})"
 
 
+def kind_of(value: Any) -> str | None:
+    """The kind of a component, or of several; a switch or a word as it is; None for a number."""
+    if isinstance(value, Component):
+        return value.kind
+    if isinstance(value, tuple | list):
+        kinds = [kind for item in value if (kind := kind_of(item)) is not None]
+        return "+".join(kinds) or None
+    return str(value) if isinstance(value, bool | str) else None
+
+
+def walk(value: Any) -> Iterator[Component]:
+    """A component and those inside it, or those in a container."""
+    if isinstance(value, Component):
+        yield value
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return
+    for item in value:
+        yield from walk(item)
+
+
 def label_of(value: Any) -> str:
     """A component's label, or a plain value as labels show it."""
     if isinstance(value, Component):
@@ -169,7 +200,10 @@ def from_record(base: type[C], record: Any, where: str = "record") -> C:
         raise InputError(
             f"{where}: {cls.__name__} has no field {unknown[0]!r} (it has {sorted(names)})"
         )
-    values = {key: _from_plain(value, f"{where}.{key}") for key, value in given.items()}
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    values = {
+        key: from_plain(value, defaults[key], f"{where}.{key}") for key, value in given.items()
+    }
     try:
         return cls(**values)
     except InputError as error:
@@ -178,11 +212,22 @@ def from_record(base: type[C], record: Any, where: str = "record") -> C:
         raise InputError(f"{where}: {cls.__name__}: {error}") from None
 
 
-def _from_plain(value: Any, where: str) -> Any:
+def from_plain(value: Any, default: Any, where: str) -> Any:
+    """What `to_plain` was given, as far as JSON can tell; lists become tuples.
+
+    Args:
+        value: JSON-ready.
+        default: what stands in the same place by default: a component is of one family with it.
+        where: name of the file or key, for error messages.
+
+    Raises:
+        InputError: as `from_record`.
+    """
     if isinstance(value, Mapping):
-        return from_record(Component, value, where)
+        base = family(type(default)) if isinstance(default, Component) else Component
+        return from_record(base, value, where)
     if isinstance(value, list):
-        return tuple(_from_plain(item, where) for item in value)
+        return tuple(from_plain(item, None, where) for item in value)
     return value
 
 
@@ -191,6 +236,13 @@ def subclasses(base: type[T]) -> Iterator[type[T]]:
     for cls in base.__subclasses__():
         yield cls
         yield from subclasses(cls)
+
+
+def family(cls: type[Component]) -> type[Component]:
+    """The base that a component's class is one of: `Penalty` for `L1`. Names are unique in it."""
+    return next(
+        base for base in reversed(cls.__mro__) if issubclass(base, Component) and base != Component
+    )
 
 
 def find_class(base: type[T], name: str, where: str = "registry") -> type[T]:
@@ -209,7 +261,7 @@ def find_class(base: type[T], name: str, where: str = "registry") -> type[T]:
         known = sorted({cls.__name__ for cls in shown if not cls.__name__.startswith("_")})
         raise InputError(
             f"{where}: unknown {base.__name__} {name!r}; known: {', '.join(known)} "
-            "(import the module that defines yours first)"
+            "(import the module that defines yours first; in commands: --import FILE_OR_MODULE)"
         )
     if len(found) > 1:
         places = " and ".join(f"{module}.{qualname}" for module, qualname in sorted(found))
@@ -230,23 +282,3 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list):
         return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-OURS = ("sae_bench", "architectures")
-
-
-def source_digest(classes: Iterable[type]) -> str | None:
-    """Hash of the source code of those classes that are not this project's own, their bases
-    included; None if there are none. What was computed with a user's class belongs to its code.
-
-    A class whose source cannot be found (typed into a bare interpreter) counts by its name.
-    """
-    sources = {}
-    for cls in {base for given in classes for base in given.__mro__}:
-        if cls.__module__.split(".")[0] in (*OURS, "builtins", "torch", "abc", "typing"):
-            continue
-        try:
-            sources[cls.__qualname__] = inspect.getsource(cls)
-        except (OSError, TypeError):
-            sources[cls.__qualname__] = ""
-    return digest(sources) if sources else None

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,9 @@ def _directions(d_sae: int, d_in: int, generator: torch.Generator) -> Float[Tens
 @dataclass(frozen=True)
 class Decoder(Component):
     """Base of all decoder constraints."""
+
+    fixes_norms: ClassVar[bool] = False
+    """Whether rows keep their norms, so that codes cannot shrink while rows grow."""
 
     @abstractmethod
     def initial(
@@ -41,6 +45,8 @@ class Decoder(Component):
 class UnitRows(Decoder):
     """Rows of unit norm: the gradient parallel to each row is removed before the update and rows
     are renormalised after it (arXiv 2407.14435, appendix on training)."""
+
+    fixes_norms = True
 
     def initial(
         self, d_sae: int, d_in: int, generator: torch.Generator

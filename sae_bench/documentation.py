@@ -14,13 +14,13 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import xxhash
-from tqdm import tqdm
 
 from sae_bench import docstrings
 from sae_bench.components import digest
 from sae_bench.documents import Document, Text, content_hash
 from sae_bench.errors import InputError
 from sae_bench.folders import cache_folder
+from sae_bench.progress import shown
 
 LIBRARIES = (
     "numpy",
@@ -106,7 +106,7 @@ def _extract(libraries: tuple[str, ...]) -> list[Document]:
     documents: list[Document] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = pool.map(_run_docstrings, (files[part::count] for part in range(count)))
-        for part in tqdm(parts, "reading documentation", count, unit="part", disable=None):
+        for part in shown(parts, "reading documentation", count, "parts"):
             documents += part
     long = [document for document in documents if len(document.text) >= SHORTEST]
     return sorted(

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_bench.background import overlapped
 from sae_bench.components import digest
@@ -24,6 +23,7 @@ from sae_bench.errors import InputError
 from sae_bench.folders import made
 from sae_bench.manifest import Manifest
 from sae_bench.models import DTYPES
+from sae_bench.progress import Progress
 from sae_bench.reading import Reading
 from sae_bench.shards import Columns, Shard
 from sae_bench.sites import Site
@@ -84,12 +84,7 @@ def extract(
         manifests = begun()
         _check_space(manifests, sites, folders, shards, shard_tokens * DTYPES[dtype].itemsize)
         progress = locks.enter_context(
-            tqdm(
-                desc=f"{reading.model.name}, {side} tokens",
-                total=shards * shard_tokens,
-                unit="tok",
-                disable=None,
-            )
+            Progress(f"{reading.model.name}, {side} side", shards * shard_tokens, "tokens")
         )
         ended = False
 

@@ -6,23 +6,23 @@ finite difference of the mean loss in theta_i. Everything here is in the units o
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_bench.autocorrelation import Series
 from sae_bench.cache import ActivationCache
-from sae_bench.components import Component
+from sae_bench.components import walk
 from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 from sae_bench.estimator import Estimator, Remembering
 from sae_bench.estimators import BatchKDE, MeanKDE, MomentumKDE, PersistentBandwidth, WindowKDE
 from sae_bench.kernels import Kernel, Rectangle
+from sae_bench.progress import shown
 from sae_bench.sae import ESTIMATOR, SparseAutoencoder
 from sae_bench.samples import Coefficient, ExactJump, Present, Samples, StraightThrough
 from sae_bench.side_by_side import SideBySide
@@ -120,9 +120,9 @@ def gradient_noise(
         over the `latents` of the bucket, `frequency`, `reference` and `reference_se`, `bias` =
         gradient - reference and `bias_se`, `variance` of a step, `integrated_variance`,
         `relative_noise` = sqrt(variance / mean squared reference, its own noise subtracted; NaN
-        where nothing is left), `in_window` (samples of a step's batch with K > 0 at the estimator's
-        own kernel) and `hit` (share of steps with a gradient that is not 0). Standard errors are of
-        the bucket's mean, over blocks of batches.
+        where nothing is left, or the gradient was always 0), `in_window` (samples of a step's batch
+        with K > 0 at the estimator's own kernel) and `hit` (share of steps with a gradient that is
+        not 0). Standard errors are of the bucket's mean, over blocks of batches.
 
     Raises:
         InputError: an SAE without trainable thresholds or of another width, no estimators or one
@@ -141,8 +141,8 @@ def gradient_noise(
     series = [Series(1 + index, pooled, block, sae.d_sae) for index, pooled in rows]
     fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
     batches = cache.placed(device).batches(batch_size, seed)
-    bar = tqdm(range(steps), desc=f"{len(measured)} estimators", unit="batch", disable=None)
-    for index, x in zip(bar, batches, strict=False):
+    numbers = shown(range(steps), f"measuring {len(measured)} estimators", steps, "batches")
+    for index, x in zip(numbers, batches, strict=False):
         loss = frozen.loss(x)
         loss.latents.f.retain_grad()
         loss.total.backward(inputs=[loss.latents.f])
@@ -235,7 +235,7 @@ def _frozen(sae: SparseAutoencoder, panel: SideBySide, scale: float) -> SparseAu
 
 def _identity(estimator: Estimator, series: Series, batch_size: int) -> dict[str, object]:
     """The columns that say what was measured."""
-    parts = list(_parts(estimator))
+    parts = list(walk(estimator))
     coefficients = (type(part).__name__ for part in parts if isinstance(part, Coefficient))
     return {
         "estimator": estimator.label,
@@ -246,14 +246,6 @@ def _identity(estimator: Estimator, series: Series, batch_size: int) -> dict[str
         "batch_size": series.pooled * batch_size,
         "measured": series.steps,
     }
-
-
-def _parts(component: Component) -> Iterator[Component]:
-    """The component and those inside it."""
-    yield component
-    for field in fields(component):
-        if isinstance(value := getattr(component, field.name), Component):
-            yield from _parts(value)
 
 
 def _by_bucket(
@@ -283,7 +275,11 @@ def _by_bucket(
             "bias_se": bias_se,
             "variance": variance[latents].mean(),
             "integrated_variance": integrated[latents].mean(),
-            "relative_noise": (variance[latents].mean() / signal) ** 0.5 if signal > 0 else np.nan,
+            "relative_noise": (
+                (variance[latents].mean() / signal) ** 0.5
+                if signal > 0 and hit[latents].any()
+                else np.nan
+            ),
             "in_window": inside[latents].mean(),
             "hit": hit[latents].mean(),
         }

@@ -31,6 +31,10 @@ class Penalty(Component):
     through_step: ClassVar[bool] = False
     """Whether the gradient arrives through the step function (and so needs a pseudo-derivative)."""
 
+    needs_fixed_norms: ClassVar[bool] = False
+    """Whether it charges codes whatever the norms of their decoder rows: rows that are free then
+    grow while codes shrink, at no cost."""
+
     positive: ClassVar[tuple[str, ...]] = ()
     """Fields that must be positive numbers."""
 
@@ -145,6 +149,7 @@ class L1(Penalty):
     """sum f_i, for decoders with rows of unit norm."""
 
     units: ClassVar = {"coefficient": 1}
+    needs_fixed_norms = True
 
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """Mean over the batch of sum f_i."""

@@ -1,7 +1,9 @@
 """Figures drawn from tables alone: each function takes a table and axes, and returns the axes."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -32,6 +34,11 @@ MARKERS: Mapping[str, str] = {
     "Matryoshka": "X",
     "GatedRIL1": "v",
 }
+LINES = ("-", "--", ":", "-.")
+SPARE_MARKERS = ("o", "s", "^", "D", "P", "X", "v", "<", ">", "p", "*", "h", "d")
+FEW = 6
+"""Entries of a legend that find room inside axes."""
+
 LABELS: Mapping[str, str] = {
     "l0": "L0 (mean latents on per token)",
     "fvu": "FVU",
@@ -50,11 +57,47 @@ STYLE = {
 }
 
 
-def colours(series: Sequence[str]) -> dict[str, str]:
-    """A colour for each name: its own, or a spare one in order of appearance."""
-    others = [name for name in dict.fromkeys(series) if name not in COLOURS]
-    spare = {name: SPARE[index % len(SPARE)] for index, name in enumerate(others)}
-    return {name: COLOURS.get(name) or spare[name] for name in series}
+class Look(NamedTuple):
+    """How a series is drawn."""
+
+    color: str
+    marker: str
+    linestyle: str
+
+
+def looks(series: Sequence[str]) -> dict[str, Look]:
+    """A look for each name: its own, or a spare one in order of appearance. No two of several
+    hundred names are alike: after the spare colours come other kinds of line, and other markers."""
+    names = list(dict.fromkeys(series))
+    others = [name for name in names if name not in COLOURS]
+    spare = {
+        name: Look(
+            SPARE[index % len(SPARE)],
+            SPARE_MARKERS[index // len(SPARE) % len(SPARE_MARKERS)],
+            LINES[index // len(SPARE) % len(LINES)],
+        )
+        for index, name in enumerate(others)
+    }
+    return {
+        name: Look(COLOURS[name], MARKERS[name], "-") if name in COLOURS else spare[name]
+        for name in names
+    }
+
+
+@mpl.rc_context(STYLE)
+def legend(drawn: Figure, axes: Axes) -> None:
+    """The legend of the figure's only axes: inside them, or beside them if it is long. The figure
+    then grows by what the legend takes."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= FEW:
+        axes.legend(handles, labels)
+        return
+    width, height = drawn.get_size_inches()
+    drawn.set_size_inches(
+        width + 0.5 + 0.05 * max(len(label) for label in labels),
+        max(height, 0.5 + 0.13 * len(labels)),
+    )
+    drawn.legend(handles, labels, loc="outside right center", fontsize=6)
 
 
 @mpl.rc_context(STYLE)
@@ -89,7 +132,7 @@ def frontier(
     """
     measured = table.dropna(subset=[x, y])
     shown = measured[(measured[y] > 0) & (measured[x] > 0)]
-    palette = colours(list(table[by].astype(str)))
+    palette = looks(list(table[by].astype(str)))
     for name, rows in shown.groupby(shown[by].astype(str), sort=False):
         low = rows[f"{y}_low"] if f"{y}_low" in rows else rows[y]
         high = rows[f"{y}_high"] if f"{y}_high" in rows else rows[y]
@@ -104,8 +147,7 @@ def frontier(
             points["x"],
             points["y"],
             yerr=np.minimum(bars, [points["y"] * 0.999, np.full(len(points), np.inf)]),
-            color=palette[name],
-            marker=MARKERS.get(name, "o"),
+            **palette[name]._asdict(),
             markersize=4,
             linewidth=1.2,
             elinewidth=0.8,
@@ -149,7 +191,7 @@ def frequency_histogram(
         axes.stairs(
             counts,
             edges,
-            color=color or colours([row["series"]])[row["series"]],
+            color=color or looks([row["series"]])[row["series"]].color,
             alpha=shade,
             linewidth=1.1,
             label=f"L0 {row['l0']:.0f}, dead {row['dead']:.0%}",
@@ -208,10 +250,10 @@ def comparison(table: pd.DataFrame, frequencies: pd.DataFrame) -> dict[str, Figu
         if table[name].notna().any():
             drawn[f"{name}_vs_l0"] = figure()
             axes = frontier(table, drawn[f"{name}_vs_l0"].axes[0], y=name)
-            axes.legend(*axes.get_legend_handles_labels())
+            legend(drawn[f"{name}_vs_l0"], axes)
     trained = table.dropna(subset=["l0"])
     series = list(dict.fromkeys(trained["series"]))
-    palette = colours(list(dict.fromkeys(table["series"])))
+    palette = looks(list(table["series"]))
     if series:
         rows = -(-len(series) // 2)
         histograms = figure(6.8, 2.2 * rows, rows, 2)
@@ -219,8 +261,8 @@ def comparison(table: pd.DataFrame, frequencies: pd.DataFrame) -> dict[str, Figu
             axes.remove()
         for name, axes in zip(series, histograms.axes, strict=False):
             part = trained[trained["series"] == name]
-            frequency_histogram(part, frequencies, axes, color=palette[name])
-            axes.set_title(name)
+            frequency_histogram(part, frequencies, axes, color=palette[name].color)
+            axes.set_title(textwrap.fill(name, 36))
             axes.legend(fontsize=6, loc="upper left")
         top = max(axes.get_ylim()[1] for axes in histograms.axes)
         for axes in histograms.axes:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_bench.contexts import Context, ContextPolicy, Packed, ordinary, padded_batches
 from sae_bench.errors import InputError
 from sae_bench.models import LanguageModel
+from sae_bench.progress import Progress
 from sae_bench.shards import Columns
 from sae_bench.sites import Site, capture
 from sae_bench.text import Text, is_held_out
@@ -123,7 +123,7 @@ class Reading:
         contexts: Sequence[Context],
         sites: Sequence[Site],
         dtype: torch.dtype,
-        progress: tqdm,
+        progress: Progress,
     ) -> tuple[dict[str, Float[Tensor, "rows _"]], Columns]:
         """Rows of one shard on the host, in the order of its contexts, and their columns.
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_bench.cache import ActivationCache
+from sae_bench.progress import shown
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.stats import bootstrap_ratio, sums_by
 
@@ -103,7 +103,7 @@ def measure(
     moments = Moments.of(cache, chunk)
     meters = [Meter(sae) for sae in saes]
     chunks = -(-cache.rows // chunk)
-    for x in tqdm(cache.chunks(chunk), total=chunks, desc="measuring", disable=None, leave=False):
+    for x in shown(cache.chunks(chunk), f"measuring {len(saes)} arms", chunks, "chunks"):
         for meter in meters:
             meter.add(x)
     documents = np.arange(cache.rows) if cache.site is None else cache.columns().document

@@ -1,12 +1,9 @@
 """Finding architectures by name: built-ins, installed plug-ins and classes of the user's own."""
 
-import importlib
 from importlib.metadata import entry_points
-from pathlib import Path
 
 from sae_bench.components import find_class, subclasses
 from sae_bench.errors import InputError
-from sae_bench.modules import load_file
 from sae_bench.sae import SparseAutoencoder
 
 GROUP = "sae_bench.architectures"
@@ -38,20 +35,3 @@ def architectures() -> dict[str, type[SparseAutoencoder]]:
     """
     _load_entry_points()
     return {cls.__name__: architecture(cls.__name__) for cls in subclasses(SparseAutoencoder)}
-
-
-def from_spec(spec: str) -> type[SparseAutoencoder]:
-    """The class that `module:Class` or `path/to/file.py:Class` names.
-
-    Raises:
-        InputError: no such module, file or class, or it is no SparseAutoencoder.
-    """
-    place, _, name = spec.rpartition(":")
-    try:
-        module = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        cls = getattr(module, name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{spec!r}: {error}; give module:Class or file.py:Class") from None
-    if not (isinstance(cls, type) and issubclass(cls, SparseAutoencoder)):
-        raise InputError(f"{spec!r} is no subclass of SparseAutoencoder")
-    return cls

@@ -98,7 +98,7 @@ def run(
                 finished=lambda ended: folder.keep(ended, train.scale, place),
                 checkpoints=checkpoints,
             )
-        checkpoints.clear()
+        checkpoints.clear(arm for arm in arms if isinstance(arm, Arm))
         unmeasured = [arm for arm in ahead if folder.is_trained(arm)]
         if unmeasured:
             saes = [folder.sae(arm, device) for arm in unmeasured]

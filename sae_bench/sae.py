@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sae_bench.activations import Activation, Latents, ReLU
 from sae_bench.annotations import fit
-from sae_bench.components import Component
+from sae_bench.components import Component, label_of, walk
 from sae_bench.decoders import Decoder, UnitRows
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE, Estimator, as_estimator
@@ -23,9 +23,12 @@ from sae_bench.penalties import L1, Penalty
 from sae_bench.plain import Plain
 from sae_bench.slots import Slotted
 from sae_bench.thresholds import ESTIMATOR, WithThresholds
+from sae_bench.user_code import source_digest
 
 FORMAT, VERSION = "sae_bench", 2
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
+SOURCE = "source"
+"""Key of the provenance of saved SAEs under which the hash of a user's code stands."""
 
 
 class SparseAutoencoder(Slotted, WithThresholds):
@@ -127,9 +130,15 @@ class SparseAutoencoder(Slotted, WithThresholds):
         activation, penalty, kernel = (slots[name] for name in ("activation", "penalty", "kernel"))
         if penalty.through_step and (reason := activation.objection_to_step(kernel)):
             return reason
-        if activation.trains_threshold and not kernel.is_backward:
-            return penalty.objection_to_samples()
-        return None
+        sampled = activation.trains_threshold and not kernel.is_backward
+        if sampled and (reason := penalty.objection_to_samples()):
+            return reason
+        if penalty.needs_fixed_norms and not slots["decoder"].fixes_norms:
+            return (
+                f"{penalty.label_without('coefficient')} charges codes, whatever the norms of "
+                f"their decoder rows: with {type(slots['decoder']).__name__} use RIL1"
+            )
+        return activation.objection_to_estimator(kernel, penalty.through_step)
 
     # -- what architectures override --------------------------------------------------------------
 
@@ -190,6 +199,16 @@ class SparseAutoencoder(Slotted, WithThresholds):
         }
         own = {name: tensor.detach() for name, tensor in self._own.items()}
         return self.activation.plain(weights, own)
+
+    @property
+    def source(self) -> str | None:
+        """Hash of the code of its class and its slots' classes, as far as they are the user's."""
+        return source_digest([type(self), *(type(part) for part in walk(self.slots))])
+
+    def extra_repr(self) -> str:
+        """Sizes and slots, for `print(sae)`."""
+        shown = {"d_in": self.d_in, "d_sae": self.d_sae, **self.slots}
+        return ", ".join(f"{name}={label_of(value)}" for name, value in shown.items())
 
     # -- what users call --------------------------------------------------------------------------
 
@@ -279,6 +298,7 @@ class SparseAutoencoder(Slotted, WithThresholds):
             if not name.startswith(ESTIMATOR)
         }
         write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+        source = {SOURCE: self.source} if self.source else {}
         config = {
             "format": FORMAT,
             "version": VERSION,
@@ -288,7 +308,7 @@ class SparseAutoencoder(Slotted, WithThresholds):
             "seed": self.seed,
             "slots": self.slots,
             "weights": checksum(folder / WEIGHTS),
-            "provenance": self.provenance,
+            "provenance": self.provenance | source,
         }
         write_json(folder / CONFIG, config)
 

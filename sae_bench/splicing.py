@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_bench.cache import ActivationCache
 from sae_bench.contexts import Context, ordinary, padded_batches
 from sae_bench.models import LanguageModel
+from sae_bench.progress import shown
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.sites import resolve_site, resume_at
 from sae_bench.stats import bootstrap_ratio, sums_by
@@ -101,7 +101,7 @@ def splice(
     spliced: list[list[np.ndarray]] = [[] for _ in saes]
     documents: list[np.ndarray] = []
     batches = list(text_batches(cache, lm, tokens, batch_tokens))
-    for batch in tqdm(batches, desc=f"splicing {len(saes)} arms", disable=None, leave=False):
+    for batch in shown(batches, f"splicing {len(saes)} arms", len(batches), "batches"):
         passed = resume_at(lm, batch.ids, batch.mask, site)
         rows = passed.activations[batch.counted]
 

@@ -23,9 +23,9 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from sae_bench.arm import Arm
+from sae_bench.arm import Arm, check_names
 from sae_bench.checkpoints import Checkpoints, newest_step
-from sae_bench.components import digest
+from sae_bench.components import digest, to_plain
 from sae_bench.errors import DamagedFileError, InputError
 from sae_bench.files import checksum, read_record, write_record, write_table
 from sae_bench.loading import load_sae
@@ -84,19 +84,28 @@ class RunFolder:
 
     def check(self, arms: Sequence[Arm | Released], inputs: Mapping[str, Any]) -> None:
         """Whether this grid can go here; writes nothing. An empty folder can take it, and so can
-        the folder of an earlier run of the same arms, or of some of them, on the same inputs.
+        the folder of earlier runs on the same inputs, whichever arms they had. A warning names arms
+        that were there before with other code.
 
         Args:
             arms: the whole grid.
             inputs: what is known of its data by name, JSON-ready; None for what is not known.
 
         Raises:
-            InputError: the folder cannot be written, or holds something else.
+            InputError: the folder cannot be written, or holds something else; classes that SAEs
+                could not be loaded with.
         """
-        if specification := self.specification():
-            if reason := _difference(specification, arms, inputs):
+        check_names(arm for arm in arms if isinstance(arm, Arm))
+        if found := self.specification():
+            if reason := _difference(found["inputs"], inputs):
                 raise InputError(
                     f"{self.path}: holds another grid ({reason}); choose another folder"
+                )
+            for arm, older in _edited(found["arms"], arms):
+                warnings.warn(
+                    f"{arm}: the code of its classes has changed since {older} was trained, which "
+                    f"stays in {self.path}; the new code is trained as another arm",
+                    stacklevel=2,
                 )
         elif self.path.is_file() or (self.path.is_dir() and any(_entries(self.path))):
             raise InputError(f"{self.path}: exists and is not a run folder; choose another one")
@@ -147,15 +156,19 @@ class RunFolder:
 
         Raises:
             DamagedFileError: both are damaged.
+            InputError: another version of this library wrote it.
         """
         if not self._specification.exists():
             return None
         try:
-            return read_record(self._specification)
+            found = read_record(self._specification)
         except DamagedFileError as error:
-            if self._copy.exists():
-                return read_record(self._copy)
-            raise DamagedFileError(f"{error}, or not a run's; choose another folder") from None
+            if not self._copy.exists():
+                raise DamagedFileError(f"{error}, or not a run's; choose another folder") from None
+            found = read_record(self._copy)
+        if found["version"] != VERSION:
+            raise InputError(f"{self._specification}: of another version; choose another folder")
+        return found
 
     def start(
         self,
@@ -163,17 +176,19 @@ class RunFolder:
         inputs: Mapping[str, Any],
         environment: Mapping[str, Any],
     ) -> None:
-        """Makes the folder, once `check` has passed, and writes down what will be in it, and what
-        it is made with.
+        """Makes the folder, once `check` has passed, and writes down what will be in it, beside
+        what is there from earlier runs, and what it is made with.
 
         Raises:
             InputError: the folder cannot be written.
         """
+        held = self.specification() or {}
         specification = {
             "version": VERSION,
             "inputs": inputs,
-            "arms": {arm.key: arm.record() for arm in arms},
-            "skipped": {arm.key: arm.objection for arm in arms if arm.objection},
+            "arms": held.get("arms", {}) | {arm.key: arm.record() for arm in arms},
+            "skipped": held.get("skipped", {})
+            | {arm.key: arm.objection for arm in arms if arm.objection},
             "environment": environment,
         }
         try:
@@ -333,17 +348,31 @@ def _entries(folder: Path) -> Iterator[Path]:
     return (entry for entry in folder.iterdir() if entry.suffix not in (".partial", ".lock"))
 
 
-def _difference(
-    found: Any, arms: Sequence[Arm | Released], inputs: Mapping[str, Any]
-) -> str | None:
-    """Why the grid in a folder's specification is another one, or None."""
-    if not isinstance(found, dict) or found.get("version") != VERSION:
-        return "of another version"
-    if not all(isinstance(found.get(key), dict) for key in ("inputs", "arms")):
-        return "its grid.json is damaged"
-    for name, value in inputs.items():
-        held = found["inputs"].get(name)
-        if value is not None and held is not None and digest(value) != digest(held):
-            return f"{name!r} in its grid.json differs"
-    others = set(found["arms"]) - {arm.key for arm in arms}
-    return f"{len(others)} of its arms are not in this one" if others else None
+def _difference(held: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
+    """Which of the inputs that are known on both sides differs, or None."""
+    for name, value in asked.items():
+        known = held.get(name)
+        if value is not None and known is not None and digest(value) != digest(known):
+            return f"{name!r} differs: {_first_difference(known, to_plain(value), name)}"
+    return None
+
+
+def _first_difference(held: Any, asked: Any, path: str) -> str:
+    """`path: one there, another here` of the first value that differs."""
+    if isinstance(held, dict) and isinstance(asked, dict):
+        for key in [*held, *(key for key in asked if key not in held)]:
+            if digest(held.get(key)) != digest(asked.get(key)):
+                return _first_difference(held.get(key), asked.get(key), f"{path}.{key}")
+    return f"{path} is {held!r:.60} there and {asked!r:.60} here"
+
+
+def _edited(held: Mapping[str, Any], arms: Sequence[Arm | Released]) -> Iterator[tuple[str, str]]:
+    """Keys of arms that `held` has with other code only: the new one, and the one there."""
+    there = {_without_code(record): key for key, record in held.items()}
+    for arm in arms:
+        if arm.key not in held and (older := there.get(_without_code(arm.record()))):
+            yield arm.key, older
+
+
+def _without_code(record: Mapping[str, Any]) -> str:
+    return digest({name: value for name, value in record.items() if name != "source"})

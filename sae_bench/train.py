@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_bench.arm import Arm
 from sae_bench.checkpoints import Checkpoints, State
 from sae_bench.devices import default_device, free_memory
 from sae_bench.errors import InputError
+from sae_bench.progress import Progress
 from sae_bench.sae import Loss, SparseAutoencoder
 from sae_bench.signals import Held, held_signals
 from sae_bench.source import ActivationSource
@@ -303,7 +303,7 @@ def _train_wave(
     first = next(batches)  # a stream may take long to get here: nothing to hold a signal back for
     holding = nullcontext(Held()) if checkpoints is None else held_signals()
     with (
-        tqdm(initial=start, total=steps, desc=name, unit="step", disable=None) as bar,
+        Progress(name, steps, "steps", start) as progress,
         holding as signals,
     ):
         for index, x in zip(range(start, steps), chain([first], batches), strict=False):
@@ -314,8 +314,8 @@ def _train_wave(
                 else:
                     ended(trainee.result)
             running = going
-            bar.update()
-            bar.set_postfix_str(_live(trainees), refresh=False)
+            progress.note(_live(trainees))
+            progress.update()
             if checkpoints is not None and running and (signals.number or checkpoints.is_due):
                 checkpoints.save([(each.arm, each.state(index + 1)) for each in running])
             signals.obey()

@@ -1,17 +1,26 @@
 """This library's own format: a folder that `SparseAutoencoder.save` made."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sae_bench.components import Component, from_record
+from sae_bench.components import from_plain
 from sae_bench.errors import DamagedFileError, InputError
 from sae_bench.files import checksum, read_json
 from sae_bench.formats.format import Format
 from sae_bench.registry import architecture
-from sae_bench.sae import CONFIG, ESTIMATOR, FORMAT, VERSION, WEIGHTS, SparseAutoencoder
+from sae_bench.sae import (
+    CONFIG,
+    ESTIMATOR,
+    FORMAT,
+    SOURCE,
+    VERSION,
+    WEIGHTS,
+    SparseAutoencoder,
+)
 from sae_bench.weights import check, check_config, matrix, read_safetensors
 
 KEYS = {
@@ -44,10 +53,9 @@ class Native(Format):
         cls = architecture(config["architecture"], f"{where}.architecture")
         if absent := sorted(set(cls.slot_defaults()) - set(config["slots"])):
             raise InputError(f"{where}.slots: missing key {absent[0]!r} for a {cls.__name__}")
+        defaults = cls.slot_defaults()
         slots = {
-            name: from_record(Component, value, f"{where}.slots.{name}")
-            if isinstance(value, dict)
-            else (tuple(value) if isinstance(value, list) else value)
+            name: from_plain(value, defaults.get(name), f"{where}.slots.{name}")
             for name, value in config["slots"].items()
         }
         tensors = read_safetensors(weights)
@@ -59,6 +67,7 @@ class Native(Format):
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         sae.provenance = config["provenance"]
+        _check_source(sae, where)
         _put(tensors, sae, weights)
         if checksum(weights) != config["weights"]:
             raise DamagedFileError(
@@ -87,6 +96,17 @@ def _config(path: Path) -> dict[str, Any]:
     if not -(2**63) <= config["seed"] < 2**64:
         raise InputError(f"{path}.seed: {config['seed']:.3e} is no seed of 64 bits")
     return config
+
+
+def _check_source(sae: SparseAutoencoder, where: Path) -> None:
+    """Warns if the SAE was saved by other code of the user's classes than it runs with now."""
+    source = sae.provenance.get(SOURCE)
+    if source is not None and source != sae.source:
+        warnings.warn(
+            f"{where}: the code of {type(sae).__name__} or of its parts has changed since this SAE "
+            "was saved: it may compute something else now",
+            stacklevel=2,
+        )
 
 
 def _put(tensors: Mapping[str, Tensor], sae: SparseAutoencoder, path: Path) -> None:

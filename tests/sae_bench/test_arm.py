@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from sae_bench.activations import JumpReLU, LogThreshold, ReLU, TopK
+from sae_bench.activations import JumpReLU, LogThreshold, RawThreshold, ReLU, TopK
 from sae_bench.arm import Arm, grid
 from sae_bench.components import from_record
 from sae_bench.errors import InputError
-from sae_bench.estimators import BatchKDE
+from sae_bench.estimators import BatchKDE, PersistentBandwidth, TargetCount, WindowKDE
 from sae_bench.kernels import Rectangle, Triangle
 from sae_bench.modules import load_file
 from sae_bench.penalties import L0, L1, NoPenalty, Penalty
@@ -233,19 +233,46 @@ def test_a_series_is_named_by_the_kinds_that_differ() -> None:
     assert tuned.series == tuned.name
 
 
-def test_the_code_of_a_users_class_is_part_of_the_key(tmp_path: Path) -> None:
-    """What an edited class gives is never taken for what it gave before."""
-    code = (
-        "from sae_bench.sae import SparseAutoencoder\n"
-        "class EditedSAE(SparseAutoencoder):\n"
-        "    '''Doc.'''\n"
-        "    def decode(self, f):\n"
-        "        return {factor} * super().decode(f)\n"
+def test_kinds_of_parts_make_series() -> None:
+    """Numbers do not; the parts that an object has by default are not named."""
+
+    def series(**slots: Any) -> str:
+        return Arm(architecture("JumpReLUSAE"), 8, RECIPE, slots=slots).series
+
+    rectangle = BatchKDE(Rectangle(0.2))
+    assert series(activation=JumpReLU(LogThreshold(0.2)), kernel=rectangle) == "JumpReLU"
+    assert series(activation=JumpReLU(RawThreshold(0.2))) == ("JumpReLU + JumpReLU(RawThreshold)")
+    assert series(kernel=PersistentBandwidth(WindowKDE(Rectangle(0.3)), low=0.5)) == (
+        "JumpReLU + PersistentBandwidth(WindowKDE(Rectangle))"
     )
-    keys = []
-    path = tmp_path / "mine.py"
+    assert series(kernel=PersistentBandwidth(BatchKDE(Triangle()), TargetCount(3.0))) == (
+        "JumpReLU + PersistentBandwidth(BatchKDE(Triangle), TargetCount)"
+    )
+
+
+def test_switches_and_words_make_series() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Switched(L1):
+        flag: bool = False
+        how: str = "a"
+
+    assert Switched(0.5).kind == "Switched"
+    assert Switched(0.5, flag=True, how="b").kind == "Switched(flag=True, how=b)"
+
+
+def test_an_arm_of_edited_code_is_another_arm(tmp_path: Path) -> None:
+    """Whatever stands in its slots, however deep; what the project's own classes do is no part."""
+    path, keys = tmp_path / "mine.py", []
     for factor in (1, 2, 1):
-        path.write_text(code.format(factor=factor))
-        keys.append(Arm(load_file(path).EditedSAE, 8, RECIPE).key)
+        path.write_text(
+            "from dataclasses import dataclass\n"
+            "from sae_bench.kernels import Rectangle\n"
+            "@dataclass(frozen=True)\n"
+            "class MyKernel(Rectangle):\n"
+            f"    def density(self, u): return super().density({factor} * u)\n"
+        )
+        kernel = BatchKDE(load_file(path).MyKernel(0.1))
+        slots = {"activation": JUMP, "kernel": PersistentBandwidth(kernel)}
+        keys.append(Arm(SparseAutoencoder, 8, RECIPE, slots=slots).key)
     assert keys[0] == keys[2] != keys[1]
     assert "source" not in Arm(architecture("ReLUSAE"), 8, RECIPE).record()

@@ -466,9 +466,11 @@ def test_nothing_is_left_of_arms_that_ended(cache: ActivationCache, tmp_path: Pa
     assert set(seen) == {1, 2}
     assert not list(tmp_path.iterdir())
     checkpoints = often(tmp_path / "run", cache)
-    checkpoints.clear()
-    checkpoints.save([(ARMS[0], Trainee(ARMS[0], D_IN, CPU).state(1))])
-    checkpoints.clear()
+    checkpoints.clear(ARMS)
+    checkpoints.save([(arm, Trainee(arm, D_IN, CPU).state(1)) for arm in ARMS[:2]])
+    checkpoints.clear(ARMS[:1])
+    assert [checkpoints.newest(arm) for arm in ARMS[:2]] == [0, 1]  # another run's, to go on from
+    checkpoints.clear(ARMS)
     assert not list(tmp_path.iterdir())
 
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_bench.activations import JumpReLU, LogThreshold, RawThreshold, TopK
+from sae_bench.activations import BatchTopK, JumpReLU, LogThreshold, RawThreshold, TopK
 from sae_bench.decoders import FreeRows, UnitRows
 from sae_bench.errors import InputError
-from sae_bench.estimators import BatchKDE
+from sae_bench.estimators import BatchKDE, ExactJump, PersistentBandwidth, WindowKDE
 from sae_bench.kernels import Gaussian, Rectangle, Triangle
 from sae_bench.loading import load_sae
 from sae_bench.penalties import L0, L1, RIL1, NoPenalty, QuadraticFrequency, Tanh, TargetL0
@@ -312,17 +312,23 @@ def test_a_kernel_or_an_estimator_fills_the_kernel_slot() -> None:
     bare = SparseAutoencoder(D_IN, D_SAE, kernel=Gaussian(0.3))
     assert bare.kernel == BatchKDE(Gaussian(0.3))
     estimator = BatchKDE(Rectangle(0.1), to_input=True)
-    assert SparseAutoencoder(D_IN, D_SAE, kernel=estimator).kernel is estimator
+    sae = SparseAutoencoder(D_IN, D_SAE, activation=JumpReLU(), kernel=estimator)
+    assert sae.kernel is estimator
+    assert f"d_sae={D_SAE}, activation=JumpReLU(LogThreshold(0.001)), penalty=L1(0.01)" in repr(sae)
 
 
 def test_any_slot_can_be_swapped_and_the_class_stays_as_it_was() -> None:
     sae = SparseAutoencoder(
-        D_IN, D_SAE, activation=JumpReLU(LogThreshold(0.25)), penalty=L1(0.5), decoder=FreeRows(2.0)
+        D_IN,
+        D_SAE,
+        activation=JumpReLU(LogThreshold(0.25)),
+        penalty=RIL1(0.5),
+        decoder=FreeRows(2.0),
     )
     assert sae.threshold is not None
     assert torch.allclose(sae.threshold, torch.full((D_SAE,), 0.25))
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.full((D_SAE,), 2.0))
-    assert sae.slots["penalty"] == L1(0.5)
+    assert sae.slots["penalty"] == RIL1(0.5)
     assert SparseAutoencoder.penalty == L1(1e-2)
     assert SparseAutoencoder(D_IN, D_SAE).threshold is None
 
@@ -333,6 +339,22 @@ def test_any_slot_can_be_swapped_and_the_class_stays_as_it_was() -> None:
         ({"penalty": L0(1.0)}, "ReLU has no threshold: .* needs an estimator with to_input=True"),
         ({"activation": TopK(3), "penalty": L0(1.0)}, "TopK fixes L0 by construction"),
         ({"activation": TopK(3), "penalty": TargetL0(1.0)}, "TopK fixes L0 by construction"),
+        (
+            {"kernel": BatchKDE(to_input=True)},
+            "ReLU has no threshold: to_input=True changes nothing",
+        ),
+        ({"kernel": WindowKDE()}, "ReLU trains no threshold: state and exact-jump coefficients"),
+        ({"kernel": BatchKDE(coefficient=ExactJump())}, "ReLU trains no threshold"),
+        (
+            {"penalty": L0(1.0), "kernel": PersistentBandwidth(BatchKDE(to_input=True))},
+            "ReLU trains no threshold",
+        ),
+        (
+            {"activation": TopK(3), "kernel": BatchKDE(to_input=True)},
+            "TopK has no pseudo-derivative",
+        ),
+        ({"activation": BatchTopK(3), "kernel": WindowKDE()}, "BatchTopK trains no threshold"),
+        ({"decoder": FreeRows()}, "L1 charges codes, whatever the norms.*: with FreeRows use RIL1"),
     ],
 )
 def test_combinations_without_meaning_say_why(slots: dict[str, Any], reason: str) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from architectures import ReLUSAE
 from sae_bench.arm import Arm, grid
 from sae_bench.errors import InputError
+from sae_bench.modules import load_file
 from sae_bench.penalties import L1
 from sae_bench.store import FAILED, MEASURED, TRAINED, RunFolder
 from sae_bench.train import Trained
@@ -54,15 +56,52 @@ def test_what_is_known_must_agree(tmp_path: Path) -> None:
 def test_a_description_of_the_data_must_agree(tmp_path: Path) -> None:
     started(tmp_path / "run", data=L1(0.5))  # any component
     RunFolder(tmp_path / "run").check(ARMS, {"data": L1(0.5)})
-    with pytest.raises(InputError, match=r"'data' in its grid\.json differs"):
+    with pytest.raises(InputError, match=r"'data' differs: data.coefficient is 0.5 there and 0.6"):
         RunFolder(tmp_path / "run").check(ARMS, {"data": L1(0.6)})
 
 
-def test_arms_may_be_added_but_not_left_out(tmp_path: Path) -> None:
+def test_arms_may_be_added_and_left_out(tmp_path: Path) -> None:
     started(tmp_path / "run", ARMS[:1])
     started(tmp_path / "run", ARMS)
-    with pytest.raises(InputError, match="1 of its arms"):
-        started(tmp_path / "run", ARMS[:1])
+    folder = started(tmp_path / "run", ARMS[:1])
+    held = json.loads((folder.path / "grid.json").read_text())["arms"]
+    assert held == {arm.key: arm.record() for arm in ARMS}
+    assert list(folder.finish(ARMS[1:], {})["arm"]) == [ARMS[1].key]
+
+
+def test_arms_of_edited_code_are_named(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    code = (
+        "from architectures import ReLUSAE\n"
+        "class EditedSAE(ReLUSAE):\n"
+        "    def decode(self, f):\n"
+        "        return {factor} * super().decode(f)\n"
+    )
+    arms = []
+    for factor in (1, 2):
+        (tmp_path / "edited.py").write_text(code.format(factor=factor))
+        arms.append(Arm(load_file(tmp_path / "edited.py").EditedSAE, 8, RECIPE))
+        started(tmp_path / "run", [arms[-1], ARMS[0]])
+        started(tmp_path / "run", [arms[-1], ARMS[0]])
+    (warning,) = recwarn
+    assert str(warning.message).startswith(
+        f"{arms[1].key}: the code of its classes has changed since {arms[0].key} was trained"
+    )
+    with pytest.raises(InputError, match=f"{arms[0].key}: its EditedSAE was defined again"):
+        started(tmp_path / "other", arms)
+
+
+def test_names_that_clash_are_found_before_training(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Twin(L1):
+        pass
+
+    Twin.__name__ = "L1"
+    arms = [*ARMS, Arm(ReLUSAE, 4, RECIPE, slots={"penalty": Twin(0.5)})]
+    with pytest.raises(InputError, match=f"{arms[-1].key}: 'L1' is defined twice, in .*store"):
+        started(tmp_path / "run", arms)
+    assert not list(tmp_path.iterdir())
+    Twin.__name__ = "Twin"
+    started(tmp_path / "run", arms)
 
 
 def test_half_written_files_are_not_content(tmp_path: Path) -> None:
