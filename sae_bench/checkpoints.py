@@ -183,8 +183,10 @@ def _step(path: Path) -> int:
 def _is_intact(path: Path) -> bool:
     try:
         return checksum(path) == path.stem.partition("-")[2]
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:  # what cannot be read now may be whole
+        raise InputError(f"{path}: cannot be read ({error.strerror}); run again later") from None
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -8,5 +8,11 @@ class InputError(ValueError):
     """
 
 
+def one_line(error: Exception) -> str:
+    """An error in one line: its kind and its text."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class DamagedFileError(InputError):
     """A file of ours that is not as it was written."""

@@ -147,7 +147,7 @@ class SparseAutoencoder(Slotted, WithThresholds):
         transpose (untied afterwards), zero biases, and what the activation needs."""
         W_dec = self.decoder.initial(self.d_sae, self.d_in, generator)
         return {
-            "W_enc": W_dec.T.contiguous(),
+            "W_enc": W_dec.T.clone(memory_format=torch.contiguous_format),
             "b_enc": torch.zeros(self.d_sae),
             "W_dec": W_dec,
             "b_dec": torch.zeros(self.d_in),

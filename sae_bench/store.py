@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -158,11 +159,11 @@ class RunFolder:
             DamagedFileError: both are damaged.
             InputError: another version of this library wrote it.
         """
-        if not self._specification.exists():
+        if not (self._specification.exists() or self._copy.exists()):
             return None
         try:
             found = read_record(self._specification)
-        except DamagedFileError as error:
+        except InputError as error:
             if not self._copy.exists():
                 raise DamagedFileError(f"{error}, or not a run's; choose another folder") from None
             found = read_record(self._copy)
@@ -307,8 +308,18 @@ class RunFolder:
         assert outcome is not None
         self._close(arm, outcome)
 
-    def finish(self, arms: Sequence[Arm | Released], common: Mapping[str, Any]) -> pd.DataFrame:
+    def finish(
+        self,
+        arms: Sequence[Arm | Released],
+        common: Mapping[str, Any],
+        unmeasurable: Mapping[str, str] = MappingProxyType({}),
+    ) -> pd.DataFrame:
         """Gathers all arms into the final table, writes it, and returns it.
+
+        Args:
+            arms: in the order of the table.
+            common: columns that all rows share.
+            unmeasurable: why trained arms have no metrics, by key.
 
         Skipped and failed arms have one row each, with their reason and no metrics. The columns
         of `MEASURED` are always there.
@@ -320,6 +331,7 @@ class RunFolder:
                 "reason": arm.objection or "not trained yet",
             }
             ended = {name: outcome.get(name) for name in ENDED}
+            ended["reason"] = unmeasurable.get(arm.key, ended["reason"])
             base = {**arm.columns(), **common, **ended}
             metrics: list[dict[str, Any]] = [{}]
             if ended["status"] in DONE and self.is_evaluated(arm):

@@ -11,6 +11,7 @@ import torch
 
 from architectures import ReLUSAE
 from sae_bench.ablation import Results
+from sae_bench.activations import Latents
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
 from sae_bench.contexts import Packed
@@ -252,3 +253,52 @@ def test_places_that_are_no_run_folder(cache: ActivationCache, tmp_path: Path) -
 
 def test_an_empty_folder_is_taken(cache: ActivationCache, tmp_path: Path) -> None:
     assert len(start(cache, tmp_path, ARMS[:1], lm_tokens=0)) == 1
+
+
+# -- one arm's trouble is not the others' ---------------------------------------------------------
+
+
+class Unmeasurable(ReLUSAE):
+    """Trains well and cannot be evaluated."""
+
+    def latents(self, x: torch.Tensor) -> Latents:
+        if not self.training:
+            raise RuntimeError("no evaluation\nhere")
+        return super().latents(x)
+
+
+def test_an_arm_that_cannot_be_measured_leaves_the_others_theirs(
+    cache: ActivationCache, tmp_path: Path
+) -> None:
+    odd = Arm(Unmeasurable, 16, RECIPE)
+    for _ in range(2):  # the second run tries it again, and it alone
+        table = start(cache, tmp_path / "run", [ARMS[0], odd, ARMS[2]], lm_tokens=0)
+        assert table["fvu"].notna().tolist() == [True, False, True]
+        assert table["status"].tolist() == ["trained"] * 3
+        assert table["reason"][1] == "not measured: RuntimeError: no evaluation here"
+    assert (tmp_path / "run" / "table.csv").exists()
+
+
+class Greedy(ReLUSAE):
+    """Runs out of memory at its twelfth step in this process."""
+
+    left = 12
+
+    def loss_terms(self, *arguments: Any) -> Any:
+        Greedy.left -= 1
+        if Greedy.left == 0:
+            raise torch.OutOfMemoryError("somebody else holds the device")
+        return super().loss_terms(*arguments)
+
+
+def test_running_out_of_memory_costs_no_checkpoint(cache: ActivationCache, tmp_path: Path) -> None:
+    arm = Arm(Greedy, 16, RECIPE.replace(tokens=20 * 64))
+    options = {"lm_tokens": 0, "checkpoint_every": 0.0}
+    table = start(cache, tmp_path / "run", [arm], **options)
+    assert table["status"].item() == "failed"
+    assert "OutOfMemoryError" in table["reason"].item()
+    assert list((tmp_path / "run" / "checkpoints").glob("*/*.safetensors"))
+    Greedy.left = 1_000
+    assert start(cache, tmp_path / "run", [arm], **options)["status"].item() == "trained"
+    assert 1_000 - Greedy.left < 20  # it went on from a checkpoint
+    assert not (tmp_path / "run" / "checkpoints").exists()
