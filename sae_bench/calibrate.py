@@ -159,7 +159,7 @@ def calibrate(
     usually 2, per wanted L0.
 
     L0 is the mean of the last tenth of the training history; on the default model's activations
-    held-out L0 is 2-4% higher. One line a cell and L0, on standard error, says what a full run
+    held-out L0 is 2-5% higher. One line a cell and L0, on standard error, says what a full run
     measured, and whether the coefficient is that run's or predicted.
 
     Args:
