@@ -66,7 +66,7 @@ def test_a_second_call_trains_and_measures_nothing(
 ) -> None:
     before = contents(finished)
     monkeypatch.setattr(MODULE, "train_arms", forbidden)
-    monkeypatch.setattr(MODULE, "_evaluate", forbidden)
+    monkeypatch.setattr(MODULE, "evaluate", forbidden)
     monkeypatch.setattr(ActivationCache, "language_model", forbidden)
     start(cache, finished)
     after = contents(finished)
