@@ -11,6 +11,7 @@ from sae_bench.kernels import Triangle
 from sae_bench.penalties import L1
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.suite import ComponentSuite
+from sae_bench.thresholds import behind_threshold
 
 ACTIVATION: ComponentSuite[Activation] = ComponentSuite(Activation)
 BATCH, D_SAE, D_IN = 32, 128, 8
@@ -186,11 +187,14 @@ def is_on_above_its_threshold(activation: Activation) -> None:
 @ACTIVATION
 def says_whether_it_trains_thresholds(activation: Activation) -> None:
     """`trains_threshold` is what it says; the gradient by samples is then autograd's."""
-    declares = bool(activation.parameters(D_SAE))
-    assert declares == activation.trains_threshold, f"set trains_threshold = {declares}"
-    if not declares:
-        return
     own = _own(activation)
+    names = behind_threshold(activation, own, activation.parameters(D_SAE))
+    assert bool(names) == activation.trains_threshold, (
+        f"set trains_threshold = {bool(names)}: `threshold` depends on "
+        f"{' and '.join(names) or 'no parameter'}"
+    )
+    if not names:
+        return
     pre = _pre(activation, own)
     kernel, gradients = Triangle(pre.std().item()), []
     x = 3 * pre.std() * torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(0))
@@ -201,7 +205,7 @@ def says_whether_it_trains_thresholds(activation: Activation) -> None:
         loss = sae.loss(x)
         loss.latents.f.retain_grad()
         loss.total.backward()
-        sae.estimate_(loss, 1.0)  # refuses a wrong `trains_threshold`
+        sae.estimate_(loss, 1.0)
         gradients.append([parameter.grad for parameter in sae.threshold_parameters])
     for name, batch, sampled in zip(activation.parameters(D_SAE), *gradients, strict=True):
         assert batch is not None

@@ -1,6 +1,6 @@
 """The thresholds of an SAE, and how their gradients come from an estimator."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -56,13 +56,7 @@ class WithThresholds(nn.Module):
     def _behind_threshold(self) -> tuple[str, ...]:
         """The names of the parameters that decide the threshold: an estimator sets their gradient;
         the activation's other parameters keep that of backward."""
-        own = {name: tensor.detach().requires_grad_() for name, tensor in self._trained.items()}
-        names: tuple[str, ...] = ()
-        with torch.enable_grad():
-            theta = self.activation.threshold(self._own | own)
-            if theta is not None and theta.requires_grad:
-                found = torch.autograd.grad(theta.sum(), list(own.values()), allow_unused=True)
-                names = tuple(name for name, g in zip(own, found, strict=True) if g is not None)
+        names = behind_threshold(self.activation, self._own, self._trained)
         if bool(names) != self.activation.trains_threshold:
             raise InputError(
                 f"{type(self.activation).__name__}: set trains_threshold = {bool(names)}: "
@@ -170,3 +164,16 @@ class WithThresholds(nn.Module):
     def _trained(self) -> dict[str, nn.Parameter]:
         """Those of them that are trained."""
         return {name: own for name, own in self._own.items() if isinstance(own, nn.Parameter)}
+
+
+@torch.enable_grad()
+def behind_threshold(
+    activation: Activation, own: Mapping[str, Tensor], trained: Iterable[str]
+) -> tuple[str, ...]:
+    """Those of the `trained` tensors on which the activation's threshold depends."""
+    leaves = {name: own[name].detach().requires_grad_() for name in trained}
+    theta = activation.threshold({**own, **leaves})
+    if theta is None or not theta.requires_grad:
+        return ()
+    found = torch.autograd.grad(theta.sum(), list(leaves.values()), allow_unused=True)
+    return tuple(name for name, g in zip(leaves, found, strict=True) if g is not None)

@@ -1,7 +1,7 @@
 """Components with one fault each, for the suites to catch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -91,6 +91,17 @@ class Flat(TargetL0):
 @dataclass(frozen=True)
 class Unstepped(L0):
     through_step = False
+
+
+@dataclass(frozen=True)
+class Hoyer(Penalty):
+    """(sum f)^2 / sum f^2: no fault, but what one code costs depends on the others."""
+
+    units: ClassVar = {"coefficient": 2}
+
+    def value(self, latents: Any, W_dec: Any) -> Any:
+        f = latents.f
+        return (f.sum(1).square() / (f.square().sum(1) + 1e-12)).mean()
 
 
 # -- estimators -----------------------------------------------------------------------------------

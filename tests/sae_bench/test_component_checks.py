@@ -1,8 +1,7 @@
 """The suites pass every built-in component and catch the faults they name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -45,7 +44,6 @@ from sae_bench.penalties import (
     L1,
     RIL1,
     NoPenalty,
-    Penalty,
     QuadraticFrequency,
     Tanh,
     TargetL0,
@@ -287,16 +285,6 @@ def test_the_doors(check: Callable[[object], None], right: Decoder, wrong: Compo
             check(other)
 
 
-@dataclass(frozen=True)
-class Hoyer(Penalty):
-    """No sum over codes: it defines neither `slope` nor `jump`, and conforms."""
-
-    units: ClassVar = {"coefficient": 2}
-
-    def value(self, latents: Any, W_dec: Any) -> Any:
-        f = latents.f
-        return (f.sum(1).square() / (f.square().sum(1) + 1e-12)).mean()
-
-
 def test_a_penalty_that_is_no_sum_over_codes_conforms() -> None:
-    assert PENALTY.failures(Hoyer(0.1)) == {}
+    """It defines neither `slope` nor `jump`."""
+    assert PENALTY.failures(bad.Hoyer(0.1)) == {}

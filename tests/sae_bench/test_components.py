@@ -274,15 +274,15 @@ def test_what_a_subclass_owes_its_base_is_named() -> None:
         pass
 
     @dataclass(frozen=True)
-    class Silent(Estimator):
+    class Unwritten(Estimator):
         pass
 
     for build, message in (
         (lambda: NoValue(0.1), "NoValue: define value(latents, W_dec)"),
         (lambda: Bare(), "Bare: define density(u), roughness, variance, half_mean, support"),
         (
-            lambda: Silent(),
-            "Silent: define estimate(state, batch, bandwidth), kernel, "
+            lambda: Unwritten(),
+            "Unwritten: define estimate(state, batch, bandwidth), kernel, "
             "reach(state, bandwidth), to_input",
         ),
     ):

@@ -44,15 +44,15 @@ def test_a_bias_that_is_none_is_refused() -> None:
 @pytest.mark.parametrize("name", ["b_enc", "penalty", "d_in", "silent_tokens", "twice"])
 def test_an_activation_takes_no_name_that_is_taken(name: str) -> None:
     @dataclass(frozen=True)
-    class Greedy(ReLU):
+    class Colliding(ReLU):
         def parameters(self, d_sae: int) -> dict[str, torch.Tensor]:
             return {name: torch.zeros(d_sae)}
 
         def buffers(self, d_sae: int) -> dict[str, torch.Tensor]:
             return {"twice": torch.zeros(d_sae)}
 
-    with pytest.raises(InputError, match=f"^Greedy: the name '{name}' of its tensor is taken"):
-        SparseAutoencoder(D_IN, D_SAE, activation=Greedy())
+    with pytest.raises(InputError, match=f"^Colliding: the name '{name}' of its tensor is taken"):
+        SparseAutoencoder(D_IN, D_SAE, activation=Colliding())
 
 
 def test_an_encoder_can_be_tied_to_the_decoder() -> None:

@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from architectures import ReLUSAE
+from sae_bench.activation_checks import ACTIVATION
 from sae_bench.activations import Activation, JumpReLU, Latents, RawThreshold
 from sae_bench.arm import grid
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE, ExactJump, WindowKDE
 from sae_bench.kernels import Rectangle
-from sae_bench.penalties import L1, Penalty
+from sae_bench.penalties import L1
 from sae_bench.run import run
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.train import Trainee
+from tests.faulty import Hoyer
 from tests.small import D_IN, D_SAE, RECIPE, small_batch, small_cache
 
 WIDE = Rectangle(0.5)
@@ -47,10 +49,15 @@ class Gain(Activation):
     def __call__(self, pre: Any, own: Any, estimator: Any) -> Latents:
         return Latents(pre, pre.relu() * own["gain"], (pre > 0).to(pre.dtype))
 
+    def objection_to_step(self, estimator: Any) -> str:
+        return "its step has no gradient"
+
 
 @dataclass(frozen=True)
-class Undeclared(GainJump):
-    trains_threshold = False
+class Boastful(Gain):
+    """Declares a threshold that it does not have."""
+
+    trains_threshold = True
 
 
 def step_of(activation: Activation, kernel: Any) -> SparseAutoencoder:
@@ -63,22 +70,29 @@ def step_of(activation: Activation, kernel: Any) -> SparseAutoencoder:
 
 
 def test_an_estimator_leaves_the_activations_other_parameters_to_backward() -> None:
-    for activation in (GainJump(), Gain()):
-        batch, window = (step_of(activation, kernel) for kernel in (BatchKDE(WIDE), WINDOW))
-        for name in activation.parameters(1):
-            wanted, found = (sae.get_parameter(name).grad for sae in (batch, window))
-            assert wanted is not None
-            assert wanted.abs().max() > 0
-            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-        assert window.needs_samples is activation.trains_threshold
+    activation = GainJump()
+    batch, window = (step_of(activation, kernel) for kernel in (BatchKDE(WIDE), WINDOW))
+    assert window.needs_samples
+    for name in activation.parameters(1):
+        wanted, found = (sae.get_parameter(name).grad for sae in (batch, window))
+        assert wanted is not None
+        assert wanted.abs().max() > 0
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_threshold_that_is_trained_must_be_declared() -> None:
-    with pytest.raises(
-        InputError,
-        match=r"^Undeclared: set trains_threshold = True: its threshold depends on raw_threshold",
-    ):
-        step_of(Undeclared(), WINDOW)
+def test_a_gain_is_no_threshold() -> None:
+    """It is trained by backward, and conforms."""
+    gain = step_of(Gain(), BatchKDE(WIDE)).get_parameter("gain").grad
+    assert gain is not None
+    assert gain.any()
+    for activation in (Gain(), GainJump()):
+        assert ACTIVATION.failures(activation) == {}
+
+
+def test_a_threshold_that_is_not_there_must_not_be_declared() -> None:
+    message = "set trains_threshold = False: its threshold depends on no parameter"
+    with pytest.raises(InputError, match=f"^Boastful: {message}$"):
+        step_of(Boastful(), WINDOW)
 
 
 # -- what estimators of users may return ----------------------------------------------------------
@@ -127,15 +141,6 @@ def test_a_subclass_of_the_batch_estimator_is_called() -> None:
 # -- penalties that are no sum over codes ---------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Hoyer(Penalty):
-    """(sum f)^2 / sum f^2: what one code costs depends on the others."""
-
-    def value(self, latents: Any, W_dec: Any) -> Any:
-        f = latents.f
-        return (f.sum(1).square() / (f.square().sum(1) + 1e-12)).mean()
-
-
 def test_what_single_samples_cannot_charge_is_skipped_with_a_reason(tmp_path: Path) -> None:
     kernels = [BatchKDE(WIDE), BatchKDE(WIDE, coefficient=ExactJump()), WINDOW]
     arms = [
@@ -147,7 +152,7 @@ def test_what_single_samples_cannot_charge_is_skipped_with_a_reason(tmp_path: Pa
             kernel=kernels,
             recipe=RECIPE,
         ),
-        *grid(ReLUSAE, d_sae=D_SAE, penalty=Hoyer(0.01), kernel=WINDOW, recipe=RECIPE),
+        *grid(ReLUSAE, d_sae=D_SAE, penalty=Hoyer(0.01), kernel=WIDE, recipe=RECIPE),
     ]
     table = run(arms, train=small_cache(), out=tmp_path / "run", device="cpu")
     assert list(table["status"]) == ["trained", "skipped", "skipped", "trained"]
