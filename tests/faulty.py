@@ -80,7 +80,7 @@ class WrongJump(L1):
 
 
 @dataclass(frozen=True)
-class Flat(TargetL0):
+class FlatTarget(TargetL0):
     """Forgets that it is no sum of steps."""
 
     @property

@@ -119,7 +119,7 @@ FAULTS: list[tuple[ComponentSuite[Any], Component, str, str]] = [
     ),
     (
         PENALTY,
-        bad.Flat(0.1, 2.0),
+        bad.FlatTarget(0.1, 2.0),
         "states_its_step_curvature",
         "is stated as 0, `value` has 0.5",
     ),
