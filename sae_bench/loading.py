@@ -61,5 +61,7 @@ def format_of(path: Path) -> Format:
     for each in FORMATS.values():
         if each.claims(path):
             return each
+    if (inner := path / "sae").is_dir():
+        raise InputError(f"{path}: an arm of a run; its SAE is {inner}")
     known = "; ".join(f"{name}: {each.files}" for name, each in FORMATS.items())
     raise InputError(f"{path}: no SAE in a known format ({known})")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Generic, TypeVar
 
-from sae_bench.errors import InputError
+from sae_bench.errors import InputError, counted
 
 T = TypeVar("T")
 
@@ -54,4 +54,4 @@ class Suite(Generic[T]):
             raise InputError(f"{thing!r:.60} is no {self.kind}")
         if found := self.failures(thing):
             lines = [f"{name}: {message}" for name, message in found.items()]
-            raise AssertionError("\n".join([f"{len(found)} checks failed", *lines]))
+            raise AssertionError("\n".join([f"{counted(len(found), 'check')} failed", *lines]))

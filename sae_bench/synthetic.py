@@ -39,6 +39,11 @@ class SyntheticFeatures(Component):
     noise: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("d_in", "n_features", "mean_l0", "seed", "decay", "noise"):
+            value, whole = getattr(self, name), name in ("d_in", "n_features", "seed")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                kind = "an integer" if whole else "a number"
+                raise InputError(f"SyntheticFeatures: {name} must be {kind}, got {value!r:.40}")
         if self.d_in < 1 or self.n_features < 1 or self.decay < 0 or self.noise < 0:
             raise InputError(
                 f"{self.label}: d_in and n_features must be positive, decay and noise not negative"
@@ -83,7 +88,16 @@ class SyntheticFeatures(Component):
         return x, codes
 
     def cache(self, rows: int, seed: int, held_out: float = 0.1) -> ActivationCache:
-        """`rows` training tokens, and the share `held_out` of all rows more for evaluation."""
+        """`rows` training tokens, and the share `held_out` of all rows more for evaluation.
+
+        Raises:
+            InputError: no rows, or no share below 1.
+        """
+        if not (isinstance(rows, int) and rows >= 1 and 0 <= held_out < 1):
+            raise InputError(
+                f"{self.label}: rows must be a positive integer and held_out a share in [0, 1), "
+                f"got {rows!r:.40} and {held_out!r:.40}"
+            )
         total = math.ceil(rows / (1 - held_out))
         x, _ = self.sample(total, seed)
         return ActivationCache.from_tensor(x, held_out=(total - rows) / total, name=self.label)

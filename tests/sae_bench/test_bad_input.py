@@ -69,7 +69,6 @@ CASES = {
     "out is a file": Case(f"{RUN} --out text.jsonl", "exists and is not a run folder"),
     "out is full": Case(f"{RUN} --out model", "exists and is not a run folder"),
     "out below a file": Case(f"{RUN} --out text.jsonl/run", "cannot be written"),
-    "out with other arms": Case(f"{RUN} --out done --d-sae 20", "holds another grid"),
     "out of another site": Case(
         f"{RUN} --out done --site layers.0.resid_post", "holds another grid ('data'"
     ),

@@ -1,5 +1,7 @@
 """The command line, called in process."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +12,7 @@ from sae_bench.cache import ActivationCache
 from sae_bench.cli import main
 from sae_bench.commands import summary
 from sae_bench.errors import InputError
+from sae_bench.modules import load_file
 from tests.desk import contents, furnish
 
 CACHE = ["cache", "--model", "model", "--text", "text.jsonl", "--context", "24", "--device", "cpu"]
@@ -59,17 +62,23 @@ def test_usage_errors(argv: list[str], capsys: pytest.CaptureFixture[str]) -> No
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    for name in ("ReLUSAE", "TopKSAE", "GatedSAE", "JumpReLUSAE", "quickstart"):
+    built_in = ("ReLUSAE", "TopKSAE", "GatedSAE", "JumpReLUSAE", "quickstart")
+    parts = ("JumpReLU", "TopK", "L0", "RIL1", "Triangle", "WindowKDE", "UnitRows")
+    for name in (*built_in, *parts):
         assert f"  {name} " in out
+    for base in ("Penalty", "Kernel", "FixedL0", "Remembering", "SideBySide"):
+        assert f"  {base} " not in out
     assert "(presets: smollm2" in out
 
 
 def test_dry_run(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(desk)
     assert main([*RUN, "--dry-run", "--d-sae", "20", "--out", "nowhere"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("-")[0] for line in lines] == ["relu"] * 2 + ["topk"] * 3
-    assert "L0" in lines[-1]
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["key", "arm", "setting", "d_sae", "seed", "skipped"]
+    assert [line.split("-")[0].strip() for line in lines] == ["relu"] * 2 + ["topk"] * 3
+    assert lines[1].split()[1:] == ["ReLU", "L1(0.1)", "20", "0"]
+    assert "TopK fixes L0 by construction" in lines[-1]
     assert contents(desk) == before
 
 
@@ -124,6 +133,106 @@ def test_figures_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["figures", "letters.py", "--folder", str(finished)]) == 0
     assert contents(finished) == before
     assert capsys.readouterr().out.count("figure: ") == 6
+
+
+def test_figures_of_a_folder_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(finished)
+    for path in (finished / "figures").iterdir():
+        path.unlink()
+    assert main(["figures", "--folder", str(finished)]) == 0
+    assert contents(finished) == before  # the ablation's own are the standard ones
+    assert capsys.readouterr().out.count("figure: ") == 3
+
+
+def test_a_part_of_a_run_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arms that are not asked for stay as they are."""
+    shutil.copytree(finished, "part")
+    before = contents(Path("part/arms"))
+    monkeypatch.setattr("sae_bench.train.Trainee.step", lambda *_: pytest.fail("was trained"))
+    code = Path("letters.py").read_text().replace("[L1(0.01), L1(0.1)]", "L1(0.1)")
+    Path("fewer.py").write_text(code)
+    assert main(["run", "fewer.py", "--device", "cpu", "--out", "part"]) == 0
+    assert len(pd.read_csv("part/table.csv")) == 4
+    assert main([*RUN, "--out", "part"]) == 0
+    assert len(pd.read_csv("part/table.csv")) == 5
+    assert contents(Path("part/arms")) == before
+
+
+MINE = """
+from dataclasses import dataclass
+
+from architectures import ReLUSAE
+from sae_bench.penalties import L1
+from sae_bench.kernels import Kernel, Triangle
+from value_beside import VALUE
+
+
+class ImportedSAE(ReLUSAE):
+    penalty: L1 = L1(VALUE)
+
+
+@dataclass(frozen=True)
+class ImportedL1(L1):
+    pass
+
+
+@dataclass(frozen=True)
+class Flat(Triangle):
+    def density(self, u):
+        return 2 * super().density(u)
+
+
+triangle, example, text = Triangle(0.1), ImportedL1(0.1), "text"
+"""
+
+
+@pytest.fixture
+def mine(desk: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (desk / "elsewhere").mkdir(exist_ok=True)
+    (desk / "elsewhere" / "mine.py").write_text(MINE)
+    (desk / "elsewhere" / "value_beside.py").write_text("VALUE = 0.25\n")
+    return "elsewhere/mine.py"
+
+
+def test_saes_of_ones_own_classes_are_imported(
+    mine: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_file(Path(mine)).ImportedSAE(4, 8).save("of_mine")
+    renamed = json.loads(Path("of_mine/config.json").read_text())
+    renamed["architecture"] = "Imported2SAE"
+    Path("of_mine/config.json").write_text(json.dumps(renamed))
+    convert = ["convert", "of_mine", "out.safetensors", "--to", "sae-ablations"]
+    assert main(convert) == 2
+    assert "--import FILE_OR_MODULE" in capsys.readouterr().err
+    Path("two.py").write_text(
+        "from architectures import ReLUSAE\nclass Imported2SAE(ReLUSAE): ...\n"
+    )
+    assert main([*convert, "--import", "two.py"]) == 0
+    captured = capsys.readouterr()
+    assert "Imported2SAE, d_in 4, d_sae 8" in captured.out
+    assert "the code of Imported2SAE or of its parts has changed" in captured.err
+    assert main([*convert[:2], "again", *convert[3:], "--import", "none.py"]) == 2
+    assert "none.py: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("ImportedSAE", 0, "passed  is_found_by_its_name"),
+        ("example", 0, "passed  states_its_slope"),
+        ("triangle", 0, "passed  integrates_to_one"),
+        ("Flat", 1, "FAILED  integrates_to_one"),
+        ("ImportedL1", 2, "ImportedL1 has no default for coefficient; give the name of an object"),
+        ("text", 2, "is nothing that can be checked"),
+        ("Nothing", 2, "there is no 'Nothing' in it"),
+    ],
+)
+def test_check(
+    mine: str, name: str, code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", f"{mine}:{name}"]) == code
+    captured = capsys.readouterr()
+    assert words in (captured.err if code == 2 else captured.out)
 
 
 def test_other_settings_go_elsewhere(finished: Path, desk: Path) -> None:

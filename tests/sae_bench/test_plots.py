@@ -154,15 +154,41 @@ def test_points_without_a_logarithm_are_counted() -> None:
     assert [text.get_text() for text in axes.texts] == ["not positive, not shown: 2"]
 
 
-def test_colours_are_stable() -> None:
+def test_looks_are_stable() -> None:
     known = ("ReLU", "TopK", "Gated", "JumpReLU")
-    together = plots.colours([*known, "Mine", "Other"])
-    assert len(set(together.values())) == 6
-    assert plots.colours(["TopK"]) == {"TopK": together["TopK"]}
-    assert plots.colours(["Mine", "TopK", "Mine"])["TopK"] == together["TopK"]
+    together = plots.looks([*known, "Mine", "Other"])
+    assert len({look.color for look in together.values()}) == 6
+    assert plots.looks(["TopK"]) == {"TopK": together["TopK"]}
+    assert plots.looks(["Mine", "TopK", "Mine"])["TopK"] == together["TopK"]
     missing = TWO[TWO["architecture"] == "TopK"]
     alone, both = (lines(plots.frontier(rows, empty_axes())) for rows in (missing, TWO))
     assert alone["TopK"] == both["TopK"]
+
+
+def test_no_two_of_many_series_look_alike() -> None:
+    looks = plots.looks([*plots.COLOURS, *(f"series {index}" for index in range(400))])
+    assert len(set(looks.values())) == len(looks) == len(plots.COLOURS) + 400
+
+
+def test_a_long_legend_stands_beside_the_axes() -> None:
+    def drawn(count: int) -> Any:
+        rows = [row(f"series {index}", 1, 2.0 + index, 0.2) for index in range(count)]
+        many = table(*rows).assign(delta_lm_loss=NAN)
+        return plots.comparison(many, frequencies(many))["fvu_vs_l0"]
+
+    few, many = drawn(6), drawn(40)
+    assert few.axes[0].get_legend() is not None
+    assert not few.legends
+    assert many.axes[0].get_legend() is None
+    (legend,) = many.legends
+    many.draw_without_rendering()
+    assert len(legend.get_texts()) == 40
+    assert legend.get_window_extent().x0 >= many.axes[0].get_window_extent().x1
+    assert legend.get_window_extent().y0 >= 0
+    assert many.bbox.contains(*legend.get_window_extent().max)
+    few.draw_without_rendering()
+    inches = [figure.axes[0].get_window_extent().width / figure.dpi for figure in (few, many)]
+    assert inches[1] > 0.8 * inches[0]
 
 
 def test_a_failed_architecture_does_not_change_the_colours() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from architectures import ReLUSAE
+from architectures import ReLUSAE, TopKSAE
 from sae_bench.ablation import Results
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
@@ -189,7 +189,7 @@ def test_wrong_arguments(cache: ActivationCache, tmp_path: Path) -> None:
     assert "given twice" in refusal(cache, out, [ARMS[0], ARMS[1], ARMS[0]])
     assert "fewer tokens than one batch of 1280" in refusal(cache, out, big)
     assert "no held-out split" in refusal(alone, out)
-    assert "names no evaluation set" in refusal(cache, out, evaluate={})
+    assert "no evaluation set is named" in refusal(cache, out, evaluate={})
     assert "width 8" in refusal(cache, out, evaluate={"other": tensor_cache()})
     assert "'nonsense'" in refusal(cache, out, device="nonsense")
     assert "lm_tokens" in refusal(cache, out, lm_tokens=-5)
@@ -252,3 +252,49 @@ def test_places_that_are_no_run_folder(cache: ActivationCache, tmp_path: Path) -
 
 def test_an_empty_folder_is_taken(cache: ActivationCache, tmp_path: Path) -> None:
     assert len(start(cache, tmp_path, ARMS[:1], lm_tokens=0)) == 1
+
+
+# --- what is no list of arms, no evaluation set ------------------------------------------------
+
+
+def test_arms_and_sets_of_other_types(cache: ActivationCache, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert "put the one arm into [ ]" in refusal(cache, out, ARMS[0])  # type: ignore[arg-type]
+    assert "got a list; join grids with" in refusal(cache, out, [ARMS])  # type: ignore[list-item]
+    assert "must be a list of arms, got an int" in refusal(cache, out, 3)  # type: ignore[arg-type]
+    x = torch.zeros(3, 4)
+    assert "or caches by name, got a Tensor" in refusal(cache, out, evaluate=x)
+    assert "set 'x' must be an ActivationCache, got a Tensor" in refusal(
+        cache, out, evaluate={"x": x}
+    )
+    for sets in (x, {"x": x}):
+        with pytest.raises(InputError, match="got a Tensor"):
+            evaluate(ReLUSAE(4, 8), sets)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="takes SAEs, got a str"):
+        evaluate(["folder"], cache)  # type: ignore[list-item]
+    assert not out.exists()
+
+
+def test_the_training_data_is_called_so(tmp_path: Path) -> None:
+    cache = tensor_cache()
+    arms = grid(ReLUSAE, d_sae=16, recipe=RECIPE)
+    with pytest.warns(UserWarning, match="evaluation set 'training' is the training data"):
+        table = run(arms, cache, cache, out=tmp_path / "run", device="cpu")
+    assert list(table["eval_set"]) == ["training"]
+
+
+def test_failed_arms_are_reported(tmp_path: Path) -> None:
+    arms = [
+        *grid(ReLUSAE, d_sae=16, recipe=RECIPE),
+        *grid(ReLUSAE, d_sae=16, recipe=RECIPE.replace(lr=1e30)),
+    ]
+    with pytest.warns(UserWarning, match=f"^1 arm of 2 failed: {arms[1].key}: diverged"):
+        run(arms, tensor_cache(), out=tmp_path / "run", device="cpu")
+
+
+def test_the_warm_up_of_no_penalty_does_not_matter() -> None:
+    slow = RECIPE.replace(penalty_warmup=1000)
+    top_k, relu = grid(TopKSAE, d_sae=64, recipe=slow), grid(ReLUSAE, d_sae=64, recipe=slow)
+    assert [arm.ends_warm for arm in (*top_k, *relu)] == [True, False]
+    (late,) = grid(TopKSAE, d_sae=64, recipe=RECIPE.replace(lr_warmup=1000))
+    assert not late.ends_warm

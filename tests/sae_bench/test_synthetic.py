@@ -74,3 +74,19 @@ def test_recovery() -> None:
 def test_bad_input(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
         SyntheticFeatures(**{"d_in": 8, "n_features": 12, "mean_l0": 3.0, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out"), [(0, 0.1), (-1, 0.1), (10, 1.0), (10, -0.1), (2.5, 0)]
+)
+def test_a_cache_of_no_rows(rows: int, held_out: float) -> None:
+    with pytest.raises(InputError, match="rows must be a positive integer and held_out a share"):
+        SyntheticFeatures(4, 8, 2.0).cache(rows, 0, held_out)
+
+
+@pytest.mark.parametrize(
+    "fields", [("8", 8, 2.0), (4, 8.0, 2.0), (4, 8, "2"), (4, True, 1.0), (4, 8, None)]
+)
+def test_fields_of_other_types(fields: tuple) -> None:
+    with pytest.raises(InputError, match=r"SyntheticFeatures.*(an integer|a number), got"):
+        SyntheticFeatures(*fields)
