@@ -35,8 +35,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         """Checks the shares as well."""
         resolved = super().resolve(slots)
         shares = resolved["prefixes"]
-        numbers = all(isinstance(share, int | float) for share in shares)
-        if not (numbers and shares[-1:] == (1,) and list(shares) == sorted({0, *shares})[1:]):
+        if not (shares[-1:] == (1,) and list(shares) == sorted({0, *shares})[1:]):
             raise InputError(
                 f"{cls.__name__}: prefixes must be ascending shares of d_sae, above 0 and ending "
                 f"with 1, got {shares!r:.60}"

@@ -3,7 +3,13 @@
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
 from sae_bench.calibrate import calibrate
-from sae_bench.component_checks import check_estimator, check_kernel, check_penalty
+from sae_bench.component_checks import (
+    check_activation,
+    check_decoder,
+    check_estimator,
+    check_kernel,
+    check_penalty,
+)
 from sae_bench.conformance import check_architecture
 from sae_bench.conversion import to_gated, to_jumprelu
 from sae_bench.errors import InputError
@@ -25,7 +31,9 @@ __all__ = [
     "Released",
     "SparseAutoencoder",
     "calibrate",
+    "check_activation",
     "check_architecture",
+    "check_decoder",
     "check_estimator",
     "check_kernel",
     "check_penalty",

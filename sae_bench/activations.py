@@ -5,6 +5,7 @@ trained and in `buffers` if they are observed; the SAE owns them and hands them 
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
@@ -53,11 +54,11 @@ class Activation(Component):
         """The threshold in units of pre, one a latent or one for all; None where there is none."""
         return None
 
+    @abstractmethod
     def __call__(
         self, pre: Float[Tensor, "batch d_sae"], own: Mapping[str, Tensor], estimator: Estimator
     ) -> Latents:
         """Codes and step of one training batch."""
-        raise NotImplementedError
 
     def infer(
         self, pre: Float[Tensor, "batch d_sae"], own: Mapping[str, Tensor], estimator: Estimator
@@ -148,20 +149,20 @@ class ThresholdForm(Component):
     units: ClassVar = {"start": 1}
     name: ClassVar[str]
 
+    @abstractmethod
     def initial(self, d_sae: int) -> Float[Tensor, " d_sae"]:
         """Value of the parameter at the start, float32 whatever the default dtype."""
-        raise NotImplementedError
 
+    @abstractmethod
     def value(self, parameter: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
         """The threshold theta."""
-        raise NotImplementedError
 
     def project_(self, parameter: Float[Tensor, " d_sae"]) -> None:
         """Keeps theta >= 0, in place."""
 
+    @abstractmethod
     def fold_(self, parameter: Float[Tensor, " d_sae"], s: float) -> None:
         """Multiplies theta by `s`, in place."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -255,14 +256,14 @@ class FixedL0(Activation):
     """Base of activations whose L0 is given, not learnt: k latents for each token or on average.
 
     Raises:
-        InputError: k is no positive integer; k > d_sae when an SAE is built.
+        InputError: k is not positive; k > d_sae when an SAE is built.
     """
 
     k: int = 64
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.k, int) and self.k >= 1):
-            raise InputError(f"{type(self).__name__}: k must be a positive integer, got {self.k}")
+        if self.k < 1:
+            raise InputError(f"{type(self).__name__}: k must be positive, got {self.k}")
 
     def parameters(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
         """None; checks that k latents exist."""

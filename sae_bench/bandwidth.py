@@ -1,6 +1,7 @@
 """Bandwidths that adapt to each latent and persist across steps, around any estimator."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from sae_bench.components import Component
 from sae_bench.errors import InputError
-from sae_bench.estimator import Bandwidth, Estimator, KernelEstimator, State
+from sae_bench.estimator import Bandwidth, Estimate, Estimator, KernelEstimator, State
 from sae_bench.kernels import Kernel
-from sae_bench.samples import Present, Samples
+from sae_bench.samples import Batch
 
 NEAR = 3.0
 """The spread of pre-activations is measured within this many standard deviations of the window
@@ -37,6 +38,7 @@ class BandwidthRule(Component):
                     f"got {getattr(self, field)}"
                 )
 
+    @abstractmethod
     def next(
         self,
         bandwidth: Float[Tensor, " d_sae"],
@@ -54,7 +56,6 @@ class BandwidthRule(Component):
             inside: running number of samples a step with K > 0.
             kernel: the kernel.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,6 @@ class PersistentBandwidth(Estimator):
     decay: float = 0.99
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, KernelEstimator):
-            raise InputError(
-                f"PersistentBandwidth: needs an estimator around a kernel, got {self.inner!r:.60}"
-            )
         if not (0 < self.low <= 1 <= self.high and 0 <= self.decay < 1):
             raise InputError(
                 "PersistentBandwidth: 0 < low <= 1 <= high and 0 <= decay < 1 are needed, "
@@ -163,17 +160,11 @@ class PersistentBandwidth(Estimator):
         inner = torch.as_tensor(self.inner.reach(_inner(state), width))
         return torch.maximum(inner, self.near * width)
 
-    def estimate(
-        self,
-        state: State,
-        samples: Samples,
-        present: Present,
-        tokens: int,
-        bandwidth: Bandwidth | None = None,
-    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+    def estimate(self, state: State, batch: Batch, bandwidth: Bandwidth | None = None) -> Estimate:
         """The inner estimate at this step's bandwidths; then the rule gives the next ones."""
+        samples, present, _ = batch
         width = state["bandwidth"]
-        gradient, inner = self.inner.estimate(_inner(state), samples, present, tokens, width)
+        gradient, inner = self.inner.estimate(_inner(state), batch, width)
         distance = samples.pre - present.theta[samples.latent]
         u = (distance / width[samples.latent]).abs()
         seen = {

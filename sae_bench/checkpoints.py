@@ -12,6 +12,7 @@ latents on activations of width 576: 393 MB, written in 0.7 to 2.5 seconds, whic
 the default interval; found and read again in 0.1 seconds.
 """
 
+import glob
 import json
 import re
 import shutil
@@ -168,6 +169,13 @@ class Checkpoints:
                 path.unlink()
 
 
+def newest_step(folder: Path, key: str) -> int | None:
+    """The step of the newest checkpoint of an arm in a folder of checkpoints, by the arm's key,
+    whole or damaged; None if there is none."""
+    found = (path for path in folder.glob(f"{glob.escape(key)}-*/*") if NAME.fullmatch(path.name))
+    return max(map(_step, found), default=None)
+
+
 def _step(path: Path) -> int:
     return int(path.name[:10])
 
@@ -175,8 +183,10 @@ def _step(path: Path) -> int:
 def _is_intact(path: Path) -> bool:
     try:
         return checksum(path) == path.stem.partition("-")[2]
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:  # what cannot be read now may be whole
+        raise InputError(f"{path}: cannot be read ({error.strerror}); run again later") from None
 
 
 def _remove(paths: Iterable[Path]) -> None:

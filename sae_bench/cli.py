@@ -112,6 +112,9 @@ def parser() -> argparse.ArgumentParser:
     )
     grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
 
+    state = command("status", commands.show_status, "Say where a run stands, from its folder.")
+    state.add_argument("run", type=Path, help="folder of a run, e.g. results/runs/quickstart")
+
     figures = command(
         "figures",
         commands.draw_figures,
@@ -221,6 +224,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return arguments.action(arguments) or 0
         except InputError as error:
             print(f"sae-bench: error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"sae-bench: error: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
 
 

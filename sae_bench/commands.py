@@ -27,6 +27,7 @@ from sae_bench.noise import gradient_noise, standard
 from sae_bench.released import Released
 from sae_bench.run import run
 from sae_bench.sae import SparseAutoencoder
+from sae_bench.status import STATES, status
 from sae_bench.store import RELEASED, RunFolder
 from sae_bench.suite import Suite
 
@@ -144,6 +145,14 @@ def _draw(figures: ablation.Figures, results: ablation.Results, folder: Path) ->
     for name, drawn in figures(results).items():
         path, *_ = plots.save(drawn, folder, name)
         print(f"figure: {path}")
+
+
+def show_status(arguments: argparse.Namespace) -> None:
+    """status: where a run stands."""
+    table = status(arguments.run)
+    print(table.to_string(index=False, na_rep="-"))
+    for state, count in table["state"].value_counts().items():
+        print(f"{count:4} {state}: {STATES[str(state)]}")
 
 
 def _comparison(results: ablation.Results) -> dict[str, Figure]:

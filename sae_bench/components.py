@@ -6,23 +6,54 @@ from its fields, so a record can never omit what was used.
 """
 
 import dataclasses
+import functools
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator, Mapping
+from abc import ABC
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
+from sae_bench.annotations import annotations, fit, is_class_variable
 from sae_bench.errors import InputError, a
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Component:
+class Component(ABC):  # noqa: B024 (each base below it says what is abstract)
     """Base of all components. A subclass is a frozen dataclass whose fields are plain values
-    (numbers, strings, booleans, None, tuples of them) or other components."""
+    (numbers, strings, booleans, None, tuples of them) or other components.
+
+    Fields are held against their annotations before a `__post_init__` of the subclass checks their
+    ranges; numpy scalars become Python's.
+
+    Raises:
+        InputError: a field of the wrong type; a subclass that is no dataclass although it
+            annotates fields, or lacks something that its base asks for.
+    """
 
     units: ClassVar[Mapping[str, int]] = {}
     """Power of the activation scale in which each dimensional field is expressed."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuses a class that is not complete."""
+        if gap := _gap(cls):
+            raise InputError(f"{cls.__name__}: {gap}")
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if own := cls.__dict__.get("__post_init__"):
+            cls.__post_init__ = _after_types(own)  # type: ignore[method-assign, assignment]
+
+    def __post_init__(self) -> None:
+        hints = annotations(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            fitted = fit(value, hints[field.name], f"{type(self).__name__}.{field.name}")
+            if fitted is not value:
+                object.__setattr__(self, field.name, fitted)
 
     @property
     def label(self) -> str:
@@ -74,6 +105,38 @@ class Component:
 
 
 C = TypeVar("C", bound=Component)
+
+
+def _after_types(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A `__post_init__` that runs when the types are known to be right."""
+
+    @functools.wraps(check)
+    def both(self: Component) -> None:
+        Component.__post_init__(self)
+        check(self)
+
+    return both
+
+
+@functools.cache
+def _gap(cls: type[Component]) -> str | None:
+    """What a subclass still owes before it can have instances, or None."""
+    hints = annotations(cls, Component)
+    constants = {name for name, hint in hints.items() if is_class_variable(hint)}
+    fields = {field.name for field in dataclasses.fields(cls)}
+    if loose := [name for name in hints if name not in constants | fields]:
+        return f"{', '.join(loose)} is no field yet: write @dataclass(frozen=True) above the class"
+    methods = [_signature(cls, name) for name in sorted(cls.__abstractmethods__)]
+    missing = [*methods, *(name for name in hints if name in constants and not hasattr(cls, name))]
+    return f"define {', '.join(missing)}" if missing else None
+
+
+def _signature(cls: type, name: str) -> str:
+    """`value(latents, W_dec)`; a property by its name alone."""
+    method = getattr(cls, name)
+    if not callable(method):
+        return name
+    return f"{name}({', '.join(list(inspect.signature(method).parameters)[1:])})"
 
 
 def kind_of(value: Any) -> str | None:
@@ -194,7 +257,7 @@ def find_class(base: type[T], name: str, where: str = "registry") -> type[T]:
     candidates = [base, *subclasses(base)]
     found = {(cls.__module__, cls.__qualname__): cls for cls in candidates if cls.__name__ == name}
     if not found:
-        shown = candidates[1:] or candidates
+        shown = [cls for cls in candidates[1:] if not inspect.isabstract(cls)] or candidates
         known = sorted({cls.__name__ for cls in shown if not cls.__name__.startswith("_")})
         raise InputError(
             f"{where}: unknown {base.__name__} {name!r}; known: {', '.join(known)} "

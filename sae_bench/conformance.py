@@ -11,13 +11,19 @@ import tempfile
 import torch
 from torch import Tensor
 
+from sae_bench.activation_checks import latents_are_sound
+from sae_bench.activations import Latents, ReLU, TopK
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
+from sae_bench.estimators import BatchKDE
+from sae_bench.kernels import Triangle
 from sae_bench.loading import load_sae
+from sae_bench.penalties import L0
 from sae_bench.recipe import Recipe
 from sae_bench.registry import architecture
-from sae_bench.sae import SparseAutoencoder
+from sae_bench.sae import SparseAutoencoder, squared_error
 from sae_bench.suite import Suite
+from sae_bench.thresholds import ESTIMATOR
 from sae_bench.train import Trainee, train
 
 D_IN, D_SAE, BATCH = 16, 128, 64
@@ -75,6 +81,38 @@ def _close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+def _moved(sae: SparseAutoencoder) -> SparseAutoencoder:
+    """The SAE with every number in it moved a little, so that nothing hides behind a zero."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in sae.state_dict().items():
+        if tensor.is_floating_point() and not name.startswith(ESTIMATOR):
+            tensor.add_(0.05 * torch.rand(tensor.shape, generator=generator))
+    sae.project_parameters_()
+    return sae
+
+
+@ARCHITECTURE.first
+def is_built_with_its_defaults(cls: Class) -> None:
+    """Its default slots have a meaning, and make an SAE."""
+    reason = cls.objection(cls.resolve({}))
+    assert reason is None or isinstance(reason, str), (
+        f"`objection` must return a reason or None, got {reason!r}"
+    )
+    assert reason is None, f"its default slots have no meaning: {reason}"
+    cls(D_IN, D_SAE)
+
+
+@ARCHITECTURE.first
+def gives_latents_and_a_loss(cls: Class) -> None:
+    """`latents` gives Latents, `loss_terms` scalars by name."""
+    sae, x = cls(D_IN, D_SAE), _data()
+    latents = sae.latents(x)
+    assert isinstance(latents, Latents), (
+        f"`latents` must return Latents(pre, f, step), got {type(latents).__name__}"
+    )
+    sae.loss(x)
+
+
 @ARCHITECTURE
 def is_found_by_its_name(cls: Class) -> None:
     """One class a name."""
@@ -108,6 +146,14 @@ def codes_have_one_column_a_latent(cls: Class) -> None:
 
 
 @ARCHITECTURE
+def codes_and_steps_are_sound(cls: Class) -> None:
+    """Codes >= 0; steps 1 where a latent is on and 0 where it is off; evaluation too."""
+    sae, x = cls(D_IN, D_SAE), _data()
+    for mode in (sae.train(), sae.eval()):
+        latents_are_sound(mode.latents(x), (BATCH, D_SAE), "`latents`")
+
+
+@ARCHITECTURE
 def encode_decode_and_forward_agree(cls: Class) -> None:
     """forward(x) = decode(encode(x)), and the loss reconstructs from the same codes."""
     sae, x = cls(D_IN, D_SAE), _data()
@@ -122,12 +168,65 @@ def encode_decode_and_forward_agree(cls: Class) -> None:
 def the_loss_is_the_sum_of_its_terms(cls: Class) -> None:
     """Finite scalars that add up."""
     loss = cls(D_IN, D_SAE).loss(_data())
-    assert all(t.ndim == 0 for t in loss.terms.values()), "`loss_terms` must return scalars"
     assert loss.total.isfinite(), "the loss of a fresh SAE must be finite"
     total = sum(term.item() for term in loss.terms.values())
     assert math.isclose(loss.total.item(), total, rel_tol=1e-5), (
         "`total` must be the sum of `terms`"
     )
+
+
+@ARCHITECTURE
+def the_reconstruction_is_summed_over_dimensions(cls: Class) -> None:
+    """The term `reconstruction` is ||x - x_hat||^2, a mean over the batch (penalty coefficients are
+    comparable only so), and the codes learn from it."""
+    x = _data()
+    loss = cls(D_IN, D_SAE).loss(x)
+    assert "reconstruction" in loss.terms, (
+        "`loss_terms` must name one term 'reconstruction': squared_error(x, reconstruction)"
+    )
+    term, wanted = loss.terms["reconstruction"], squared_error(x, loss.reconstruction)
+    assert _close(term, wanted), (
+        f"the term 'reconstruction' is {term.item():.4g}, squared_error(x, reconstruction) is "
+        f"{wanted.item():.4g}: sum over d_in"
+    )
+    (gradient,) = torch.autograd.grad(term, loss.latents.f, allow_unused=True)
+    learns = gradient is not None and bool(gradient.any())
+    assert learns, "codes get no gradient from the reconstruction: do not detach them in `decode`"
+
+
+@ARCHITECTURE
+def the_sparsity_scale_is_on_the_penalty(cls: Class) -> None:
+    """sparsity_scale multiplies the penalty's coefficient and nothing else."""
+    sae, x = cls(D_IN, D_SAE), _data()
+    if sae.penalty.coefficient == 0:
+        return
+    totals = []
+    for coefficient, scale in ((1.0, 0.5), (0.5, 1.0), (1.0, 0.0)):
+        sae.penalty = sae.penalty.replace(coefficient=coefficient)
+        totals.append(sae.loss(x, scale).total)
+    advice = "`loss_terms` must multiply the penalty, and it alone, by sparsity_scale"
+    assert _close(totals[0], totals[1]), advice
+    assert not _close(totals[0], totals[2]), advice
+
+
+@ARCHITECTURE
+def objects_where_the_penalty_has_no_gradient(cls: Class) -> None:
+    """A penalty on L0 with an activation that cannot pass it on is refused."""
+    for activation in (ReLU(), TopK(4)):
+        slots = {"activation": activation, "penalty": L0(0.1), "kernel": BatchKDE(Triangle(0.5))}
+        if cls.objection(cls.resolve(slots)):
+            continue
+        sae, x = cls(D_IN, D_SAE, **slots), _data()  # type: ignore[arg-type]
+        with_it, without = (
+            torch.autograd.grad(
+                sae.loss(x, scale).total, list(sae.parameters()), materialize_grads=True
+            )
+            for scale in (1.0, 0.0)
+        )
+        assert any((a - b).abs().max() > 1e-6 for a, b in zip(with_it, without, strict=True)), (
+            f"L0 with {activation.label} has no gradient: start `objection` with "
+            "`if reason := super().objection(slots): return reason`"
+        )
 
 
 @ARCHITECTURE
@@ -200,7 +299,7 @@ def saving_and_loading_gives_the_same_codes(cls: Class) -> None:
 @ARCHITECTURE
 def folding_scales_the_codes(cls: Class) -> None:
     """After fold_(s), s * x has codes and reconstruction s times as large, and s^2 the loss."""
-    sae, x, s = _trained(cls), _data(seed=5), 3.0
+    sae, x, s = _moved(_trained(cls)), _data(seed=5), 3.0
     f, x_hat, loss = sae.encode(x), sae(x), sae.loss(x).total
     folded = copy.deepcopy(sae).fold_(s)
     advice = "list tensors in units of the activations in `biases`, units of fields in `units`"
@@ -227,6 +326,8 @@ def lockstep_is_invisible(cls: Class) -> None:
     """Beside another arm the SAE ends with the bits it has alone."""
     arm, other = _arm(cls), _arm(SparseAutoencoder)
     (alone,), (_, beside) = (train(arms, _cache(), device="cpu") for arms in ([arm], [other, arm]))
+    for trained in (alone, beside):
+        assert trained.reason is None, f"training ended with: {trained.reason}"
     assert alone.sae is not None
     assert beside.sae is not None
     assert _same(_state(alone.sae), _state(beside.sae)), "do not share tensors between objects"
@@ -263,5 +364,5 @@ def works_under_bfloat16_autocast(cls: Class) -> None:
     loss.total.backward()
     for name, parameter in sae.named_parameters():
         assert parameter.dtype == torch.float32, f"{name} must stay float32"
-        assert parameter.grad is not None
+        assert parameter.grad is not None, f"{name} gets no gradient"
         assert parameter.grad.isfinite().all(), f"{name}: the gradient is not finite"

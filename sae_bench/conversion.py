@@ -1,6 +1,7 @@
 """From SAEs to plain SAEs and back, and between architectures that can compute the same."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -108,15 +109,19 @@ def exportable(sae: SparseAutoencoder) -> Plain:
     exact = copy.deepcopy(sae).to("cpu", torch.float64).eval()
     plain = exact.plain()
     x = _probes(plain)
-    f = plain.encode(x)
-    other_codes = _unlike(exact.encode(x), f).double().mean()
+    f, codes = plain.encode(x), exact.encode(x)
+    active = ((f > 0) | (codes > 0)).sum()
+    other_codes = _unlike(codes, f).sum() / active.clamp(min=1)
+    x_hat = plain.decode(f)
+    other = _unlike(exact.decode(f), x_hat) | _unlike(exact.decode(codes), exact(x))
     # A few codes may have their pre-activation at the threshold to the last bit.
-    if other_codes > 1e-3 or _unlike(exact.decode(f), plain.decode(f)).any():
+    if other_codes > 1e-3 or other.any():
         raise InputError(
             f"{type(sae).__name__} computes other codes or reconstructions than its `plain` says; "
-            "override `plain` where you override `latents` or `decode`"
+            "override `plain` where you override `latents`, `decode` or `forward`"
         )
-    return found
+    narrow = {name: tensor.to(torch.float32) for name, tensor in found.tensors.items()}
+    return dataclasses.replace(found, **narrow)
 
 
 def _unlike(found: Tensor, expected: Tensor) -> Tensor:

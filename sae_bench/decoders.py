@@ -1,6 +1,7 @@
 """Decoder constraints: how rows of W_dec start and what training may do to their norms."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,11 +26,11 @@ class Decoder(Component):
     fixes_norms: ClassVar[bool] = False
     """Whether rows keep their norms, so that codes cannot shrink while rows grow."""
 
+    @abstractmethod
     def initial(
         self, d_sae: int, d_in: int, generator: torch.Generator
     ) -> Float[Tensor, "d_sae d_in"]:
         """Initial W_dec; the encoder starts as its transpose."""
-        raise NotImplementedError
 
     def project_gradient_(
         self, W_dec: Float[Tensor, "d_sae d_in"], gradient: Float[Tensor, "d_sae d_in"]

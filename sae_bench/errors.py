@@ -16,3 +16,13 @@ def counted(number: int, noun: str) -> str:
 def a(noun: str) -> str:
     """`a Kernel`, `an Estimator`, for messages."""
     return f"{'an' if noun[0] in 'AEIOaeio' else 'a'} {noun}"
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line: its kind and its text."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class DamagedFileError(InputError):
+    """A file of ours that is not as it was written."""

@@ -7,6 +7,7 @@ goes in and comes out, lives in the SAE's buffers, and advances once an optimise
 """
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,10 +18,12 @@ from torch import Tensor
 from sae_bench.components import Component, label_of
 from sae_bench.errors import InputError
 from sae_bench.kernels import Kernel, Rectangle
-from sae_bench.samples import Coefficient, Present, Samples, StraightThrough
+from sae_bench.samples import Batch, Coefficient, Present, Samples, StraightThrough
 
 State = Mapping[str, Tensor]
 Bandwidth = float | Float[Tensor, " d_sae"]
+Estimate = tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]
+"""The gradient of the mean loss with respect to theta, and the next state."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +31,26 @@ class Estimator(Component):
     """One object decides the pseudo-derivative of the jump, for activation and penalty alike."""
 
     @property
+    @abstractmethod
     def kernel(self) -> Kernel:
         """The window around the threshold, as the backward pass through the jump sees it."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def to_input(self) -> bool:
         """Whether the pseudo-derivative also reaches the pre-activations."""
-        raise NotImplementedError
 
     @property
     def is_backward(self) -> bool:
-        """Whether the gradient is the one that `loss.total.backward()` leaves in the threshold."""
+        """Whether the gradient is the one that `loss.total.backward()` leaves in the threshold, so
+        that `estimate` need not be called."""
         return False
 
     def init(self, d_sae: int) -> dict[str, Tensor]:
         """The state before the first step."""
         return {}
 
+    @abstractmethod
     def reach(self, state: State, bandwidth: Bandwidth | None = None) -> Bandwidth:
         """Distance from the threshold within which samples are needed, in units of pre.
 
@@ -53,26 +58,16 @@ class Estimator(Component):
             state: as left by the step before.
             bandwidth: as in `estimate`.
         """
-        raise NotImplementedError
 
-    def estimate(
-        self,
-        state: State,
-        samples: Samples,
-        present: Present,
-        tokens: int,
-        bandwidth: Bandwidth | None = None,
-    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+    @abstractmethod
+    def estimate(self, state: State, batch: Batch, bandwidth: Bandwidth | None = None) -> Estimate:
         """The gradient of the mean loss with respect to theta, and the next state.
 
         Args:
             state: as left by the step before.
-            samples: of this batch, at least those within `reach` of the threshold.
-            present: thresholds, decoder and penalty now.
-            tokens: size of the batch the samples were taken from.
+            batch: this step's samples, and the SAE that they belong to.
             bandwidth: replaces the kernel's own, one value or one a latent.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ class KernelEstimator(Estimator):
     """
 
     kernel: Kernel = Rectangle()
-    to_input: bool = False
+    to_input: bool = field(default=False, kw_only=True)
     coefficient: Coefficient = field(default=StraightThrough(), kw_only=True)
 
     @property
@@ -126,13 +121,12 @@ class KernelEstimator(Estimator):
         kernel = self.kernel.density((samples.pre - present.theta) / width)
         return samples.weight * self.coefficient(samples, present) * kernel / width
 
-    def density(
-        self, samples: Samples, present: Present, bandwidth: Bandwidth | None
-    ) -> Float[Tensor, " d_sae"]:
-        """The sum of the pulls of each latent's samples."""
+    def density(self, batch: Batch, bandwidth: Bandwidth | None) -> Float[Tensor, " d_sae"]:
+        """The sum of the pulls of each latent's samples, a token: the estimate of this batch."""
+        samples, present, tokens = batch
         latent = samples.latent
         pull = self.pull(samples, present.at(latent), at(self.width(bandwidth), latent))
-        return torch.zeros_like(present.theta).index_add_(0, latent, pull)
+        return torch.zeros_like(present.theta).index_add_(0, latent, pull) / tokens
 
 
 def at(width: Bandwidth, latent: Int[Tensor, " samples"]) -> float | Float[Tensor, " samples"]:
@@ -147,5 +141,5 @@ class Remembering(KernelEstimator):
     steps: int = 8
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.steps, int) and self.steps >= 1):
+        if self.steps < 1:
             raise InputError(f"{type(self).__name__}: steps must be at least 1, got {self.steps}")

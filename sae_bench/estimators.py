@@ -3,13 +3,19 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.bandwidth import PersistentBandwidth, SpreadRule, TargetCount
-from sae_bench.estimator import Bandwidth, Estimator, KernelEstimator, Remembering, State
+from sae_bench.estimator import (
+    Bandwidth,
+    Estimate,
+    Estimator,
+    KernelEstimator,
+    Remembering,
+    State,
+)
 from sae_bench.kernels import Kernel
-from sae_bench.samples import ExactJump, Present, Samples, StraightThrough
+from sae_bench.samples import Batch, ExactJump, StraightThrough
 from sae_bench.window import WindowKDE
 
 __all__ = [
@@ -37,19 +43,13 @@ class BatchKDE(KernelEstimator):
 
     @property
     def is_backward(self) -> bool:
-        """True with the straight-through coefficient: autograd computes exactly that."""
-        return self.coefficient.is_backward
+        """True with the straight-through coefficient: autograd computes exactly that. Subclasses
+        of either may differ, and are asked."""
+        return type(self) is BatchKDE and type(self.coefficient) is StraightThrough
 
-    def estimate(
-        self,
-        state: State,
-        samples: Samples,
-        present: Present,
-        tokens: int,
-        bandwidth: Bandwidth | None = None,
-    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+    def estimate(self, state: State, batch: Batch, bandwidth: Bandwidth | None = None) -> Estimate:
         """The density over this batch."""
-        return self.density(samples, present, bandwidth) / tokens, {}
+        return self.density(batch, bandwidth), {}
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,10 @@ class MomentumKDE(Remembering):
         """Nothing seen."""
         return {"average": torch.zeros(d_sae), "seen": torch.zeros(())}
 
-    def estimate(
-        self,
-        state: State,
-        samples: Samples,
-        present: Present,
-        tokens: int,
-        bandwidth: Bandwidth | None = None,
-    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+    def estimate(self, state: State, batch: Batch, bandwidth: Bandwidth | None = None) -> Estimate:
         """average / (1 - decay^t)."""
         decay = (self.steps - 1) / (self.steps + 1)
-        gradient = self.density(samples, present, bandwidth) / tokens
+        gradient = self.density(batch, bandwidth)
         average = decay * state["average"] + (1 - decay) * gradient
         seen = decay * state["seen"] + (1 - decay)
         return average / seen, {"average": average, "seen": seen}
@@ -92,17 +85,10 @@ class MeanKDE(Remembering):
         """An empty ring."""
         return {"ring": torch.zeros(self.steps, d_sae), "step": torch.zeros((), dtype=torch.int64)}
 
-    def estimate(
-        self,
-        state: State,
-        samples: Samples,
-        present: Present,
-        tokens: int,
-        bandwidth: Bandwidth | None = None,
-    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+    def estimate(self, state: State, batch: Batch, bandwidth: Bandwidth | None = None) -> Estimate:
         """Mean over the filled part of the ring."""
         ring, step = state["ring"].clone(), state["step"]
-        ring[step % self.steps] = self.density(samples, present, bandwidth) / tokens
+        ring[step % self.steps] = self.density(batch, bandwidth)
         filled = (step + 1).clamp(max=self.steps)
         return ring.sum(0) / filled, {"ring": ring, "step": step + 1}
 

@@ -20,6 +20,7 @@ from sae_bench.background import overlapped
 from sae_bench.components import digest
 from sae_bench.contexts import Context
 from sae_bench.errors import InputError
+from sae_bench.folders import made
 from sae_bench.manifest import Manifest
 from sae_bench.models import DTYPES
 from sae_bench.progress import Progress
@@ -135,10 +136,10 @@ def _lacking(manifests: Mapping[str, Manifest], sites: Sequence[Site], index: in
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
+    made(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            for leftover in folder.glob(".*.partial"):  # of a process that was killed
+            for leftover in folder.glob("*.partial"):  # of a process that was killed
                 leftover.unlink()
             yield
     except Timeout:

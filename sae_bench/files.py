@@ -4,15 +4,18 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import xxhash
 
-from sae_bench.components import to_plain
-from sae_bench.errors import InputError
+from sae_bench.components import digest, to_plain
+from sae_bench.errors import DamagedFileError, InputError
+
+CHECKSUM = "checksum"
+"""Key of a record's checksum of itself."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -54,12 +57,37 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda partial: partial.write_text(text))
 
 
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON-ready mapping with a checksum of itself, for `read_record`."""
+    plain = to_plain(value)
+    write_json(path, {**plain, CHECKSUM: digest(plain, 32)})
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Writes a table as parquet or CSV, by the name's ending."""
     if path.suffix == ".csv":
         write_atomically(path, lambda partial: table.to_csv(partial, index=False))
     else:
         write_atomically(path, lambda partial: table.to_parquet(partial, index=False))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Reads what `write_record` wrote.
+
+    Raises:
+        InputError: no such file.
+        DamagedFileError: not as it was written.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        intact = record.pop(CHECKSUM) == digest(record, 32)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        intact = False
+    if not intact:
+        raise DamagedFileError(f"{path}: damaged (not as it was written)")
+    return record
 
 
 def read_json(path: Path) -> Any:

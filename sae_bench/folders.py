@@ -22,7 +22,15 @@ def cache_folder(name: str) -> Path:
     Raises:
         InputError: it cannot be made or written to.
     """
-    folder = cache_root() / name
+    return made(cache_root() / name)
+
+
+def made(folder: Path) -> Path:
+    """A folder of caches, made if it is not there.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

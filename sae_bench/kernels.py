@@ -5,6 +5,7 @@ Heaviside step is K(u) / bandwidth (arXiv 2407.14435, section 3 and appendix on 
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,9 +55,9 @@ class Kernel(Component):
         all but 6e-7 of its mass)."""
         return min(self.support, 5.0)
 
+    @abstractmethod
     def density(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """K(u), dimensionless."""
-        raise NotImplementedError
 
     def window(self, distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """K(distance / bandwidth) / bandwidth, for distance = pre - threshold."""

@@ -47,7 +47,13 @@ def save_sae(sae: SparseAutoencoder, path: str | Path, format: str) -> None:
     """
     if format not in FORMATS:
         raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
-    FORMATS[format].save(sae, Path(path))
+    path = Path(path)
+    if path.exists() and _claimant(path) not in (None, FORMATS[format]):
+        raise InputError(f"{path}: holds an SAE of another format; choose another place")
+    try:
+        FORMATS[format].save(sae, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def format_of(path: Path) -> Format:
@@ -58,10 +64,14 @@ def format_of(path: Path) -> Format:
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    for each in FORMATS.values():
-        if each.claims(path):
-            return each
+    if found := _claimant(path):
+        return found
     if (inner := path / "sae").is_dir():
         raise InputError(f"{path}: an arm of a run; its SAE is {inner}")
     known = "; ".join(f"{name}: {each.files}" for name, each in FORMATS.items())
     raise InputError(f"{path}: no SAE in a known format ({known})")
+
+
+def _claimant(path: Path) -> Format | None:
+    """The first format that claims what lies at `path`."""
+    return next((each for each in FORMATS.values() if each.claims(path)), None)

@@ -1,12 +1,11 @@
 """The manifest of a folder of shards: what they were made from, and their checksums."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sae_bench.errors import InputError
-from sae_bench.files import write_json
+from sae_bench.errors import DamagedFileError, InputError
+from sae_bench.files import read_record, write_record
 from sae_bench.shards import Shard
 
 FORMAT = 1
@@ -33,24 +32,23 @@ class Manifest:
         """Read `folder`/manifest.json.
 
         Raises:
-            InputError: it is missing, damaged or of another version.
+            InputError: it is missing or of another version.
+            DamagedFileError: it is not as it was written.
         """
         path = folder / "manifest.json"
+        if not path.exists():
+            raise InputError(f"{folder}: no activation cache here (no manifest.json)")
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["format"] != FORMAT:
-                raise InputError(
-                    f"{path}: format {record['format']} is not {FORMAT}, the format of this "
-                    "version; build the cache in another folder"
-                )
-            shards = tuple(Shard(folder / entry.pop("file"), **entry) for entry in record["shards"])
-            return cls(record["inputs"], record["provenance"], shards, record["end_of_text"])
-        except FileNotFoundError:
-            raise InputError(f"{folder}: no activation cache here (no manifest.json)") from None
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+            record = read_record(path)
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{error}; delete {folder} and build the cache again") from None
+        if record["format"] != FORMAT:
             raise InputError(
-                f"{path}: damaged; delete {folder} and build the cache again"
-            ) from None
+                f"{path}: format {record['format']} is not {FORMAT}, the format of this "
+                "version; build the cache in another folder"
+            )
+        shards = tuple(Shard(folder / entry.pop("file"), **entry) for entry in record["shards"])
+        return cls(record["inputs"], record["provenance"], shards, record["end_of_text"])
 
     def save(self, folder: Path) -> None:
         """Write `folder`/manifest.json atomically."""
@@ -70,7 +68,7 @@ class Manifest:
             "end_of_text": self.end_of_text,
         }
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "manifest.json", record)
+        write_record(folder / "manifest.json", record)
 
     def lacks(self, index: int) -> bool:
         """Whether shard `index` is neither there nor beyond the end of the text."""

@@ -5,6 +5,7 @@ Units: training normalises activations to E||x||^2 = 1, and coefficients belong 
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,9 +50,9 @@ class Penalty(Component):
                     f"{name}: {field} must be a positive number, got {getattr(self, field)}"
                 )
 
+    @abstractmethod
     def value(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """The penalty with coefficient 1: a scalar, averaged over the batch."""
-        raise NotImplementedError
 
     def __call__(self, latents: Latents, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
         """coefficient * value."""
@@ -73,16 +74,34 @@ class Penalty(Component):
         self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *#shape"]
     ) -> Float[Tensor, " *#shape"]:
         """Derivative of a token's unit-coefficient penalty with respect to a code f of a latent
-        with decoder norm `norms` (which broadcasts against f), steps aside. Zero unless the penalty
-        charges codes."""
-        return torch.zeros_like(f)
+        with decoder norm `norms` (which broadcasts against f), steps aside.
+
+        Only penalties that are sums over codes have one. Others leave it undefined, and `jump` too.
+        """
+        raise InputError(f"{type(self).__name__}: {self.objection_to_samples()}")
 
     def jump(
         self, theta: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
     ) -> Float[Tensor, " *shape"]:
         """Change of a token's unit-coefficient penalty when a code goes from 0 to theta, steps
-        aside: theta * slope for penalties linear in the code."""
-        return theta * self.slope(theta, norms)
+        aside: the integral of `slope`."""
+        raise InputError(f"{type(self).__name__}: {self.objection_to_samples()}")
+
+    @classmethod
+    def defines(cls, name: str) -> bool:
+        """Whether a method is the subclass's own."""
+        return getattr(cls, name) is not getattr(Penalty, name)
+
+    def objection_to_samples(self) -> str | None:
+        """Why only autograd can charge it, which looks at whole batches and not at single samples;
+        or None."""
+        missing = [name for name in ("slope", "jump") if not self.defines(name)]
+        if not missing:
+            return None
+        return (
+            f"{type(self).__name__} defines no {' and no '.join(missing)}: thresholds can be "
+            "trained by BatchKDE with straight-through coefficients only"
+        )
 
     @torch.enable_grad()
     def step_slope(
@@ -98,7 +117,24 @@ class Penalty(Component):
 
 
 @dataclass(frozen=True)
-class NoPenalty(Penalty):
+class FreeCodes(Penalty):
+    """Base of penalties that charge no codes: at most steps."""
+
+    def slope(
+        self, f: Float[Tensor, " *shape"], norms: Float[Tensor, " *#shape"]
+    ) -> Float[Tensor, " *#shape"]:
+        """0."""
+        return torch.zeros_like(f)
+
+    def jump(
+        self, theta: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
+    ) -> Float[Tensor, " *shape"]:
+        """0."""
+        return torch.zeros_like(theta)
+
+
+@dataclass(frozen=True)
+class NoPenalty(FreeCodes):
     """For activations that fix their own sparsity."""
 
     coefficient: float = 0.0
@@ -125,6 +161,12 @@ class L1(Penalty):
         """1."""
         return torch.ones_like(f)
 
+    def jump(
+        self, theta: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
+    ) -> Float[Tensor, " *shape"]:
+        """theta."""
+        return theta
+
 
 @dataclass(frozen=True)
 class RIL1(Penalty):
@@ -143,9 +185,15 @@ class RIL1(Penalty):
         """||d_i||."""
         return norms
 
+    def jump(
+        self, theta: Float[Tensor, " *shape"], norms: Float[Tensor, " *shape"]
+    ) -> Float[Tensor, " *shape"]:
+        """theta ||d_i||."""
+        return theta * norms
+
 
 @dataclass(frozen=True)
-class L0(Penalty):
+class L0(FreeCodes):
     """sum H(pre_i - theta_i), straight-through (arXiv 2407.14435, equation 9)."""
 
     units: ClassVar = {"coefficient": 2}
@@ -157,7 +205,7 @@ class L0(Penalty):
 
 
 @dataclass(frozen=True)
-class TargetL0(Penalty):
+class TargetL0(FreeCodes):
     """(L0 / target - 1)^2 for each token (arXiv 2407.14435, appendix F)."""
 
     coefficient: float = 1.0
@@ -182,7 +230,7 @@ class TargetL0(Penalty):
 
 
 @dataclass(frozen=True)
-class TargetMeanL0(Penalty):
+class TargetMeanL0(FreeCodes):
     """(mean L0 / target - 1)^2: leaves tokens free to differ; smaller than `TargetL0` by
     Var(L0) / target^2."""
 
@@ -230,7 +278,7 @@ class Tanh(Penalty):
 
 
 @dataclass(frozen=True)
-class QuadraticFrequency(Penalty):
+class QuadraticFrequency(FreeCodes):
     """sum p_i (1 + p_i / w), p_i the firing rate over the batch: charges frequent latents more
     (arXiv 2407.14435, discussion)."""
 

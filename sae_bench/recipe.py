@@ -48,9 +48,6 @@ class Recipe(Component):
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_size", "lr_warmup", "lr_decay", "penalty_warmup"):
-            if not isinstance(getattr(self, name), int):
-                raise InputError(f"Recipe: {name} must be an integer, got {getattr(self, name)!r}")
         if self.batch_size < 1:
             raise InputError(f"Recipe: batch_size must be positive, got {self.batch_size}")
         if self.tokens < self.batch_size:
@@ -65,7 +62,7 @@ class Recipe(Component):
         for name in ("lr_warmup", "lr_decay", "penalty_warmup"):
             if getattr(self, name) < 0:
                 raise InputError(f"Recipe: {name} must not be negative, got {getattr(self, name)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"Recipe: betas must be two numbers in [0, 1), got {self.betas}")
 
     @property

@@ -46,7 +46,7 @@ class Released:
         found = hashlib.sha256(f"{type(self.sae).__name__} {digest(self.sae.slots)}".encode())
         for name, tensor in sorted(self.sae.state_dict().items()):
             found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            found.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
+            found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:12]
 
     @property

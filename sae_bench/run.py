@@ -1,7 +1,7 @@
 """Running a grid: train what is missing, evaluate what is missing, return the table."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from sae_bench.checkpoints import EVERY
 from sae_bench.components import Component, from_record
 from sae_bench.contexts import ContextPolicy
 from sae_bench.devices import default_device
-from sae_bench.errors import InputError, a, counted
+from sae_bench.environment import environment
+from sae_bench.errors import InputError, a, counted, one_line
 from sae_bench.evaluate import LM_TOKENS, evaluate, language_models, named_sets
 from sae_bench.models import LanguageModel
 from sae_bench.released import Released
+from sae_bench.sae import SparseAutoencoder
 from sae_bench.source import ActivationSource
-from sae_bench.store import FAILED, RunFolder
+from sae_bench.store import SKIPPED, RunFolder
 from sae_bench.train import train as train_arms
 
 
@@ -84,7 +86,7 @@ def run(
     if ahead:
         language_models(sets, lm_tokens, language_model)
     with folder.in_use():
-        folder.start(arms, inputs)
+        folder.start(arms, inputs, environment(device))
         missing = [arm for arm in ahead if not folder.is_trained(arm)]
         for released in (arm for arm in missing if isinstance(arm, Released)):
             folder.adopt(released)
@@ -97,20 +99,42 @@ def run(
                 finished=lambda ended: folder.keep(ended, train.scale, place),
                 checkpoints=checkpoints,
             )
-        checkpoints.clear(arm for arm in arms if isinstance(arm, Arm))
+        cells = [arm for arm in arms if isinstance(arm, Arm)]
+        checkpoints.clear(arm for arm in cells if folder.is_trained(arm))
         unmeasured = [arm for arm in ahead if folder.is_trained(arm)]
+        unmeasurable: dict[str, str] = {}
         if unmeasured:
             saes = [folder.sae(arm, device) for arm in unmeasured]
             placed = {name: cache.placed(device) for name, cache in sets.items()}
-            rows = _evaluate(saes, placed, lm_tokens=lm_tokens, language_model=language_model)
-            for index, arm in enumerate(unmeasured):
-                folder.keep_evaluation(arm, rows[rows["sae"] == index].drop(columns="sae"))
-        table = folder.finish(arms, _columns(place))
+            found = _measured(saes, placed, lm_tokens, language_model)
+            for arm, rows in zip(unmeasured, found, strict=True):
+                if isinstance(rows, str):
+                    unmeasurable[arm.key] = f"not measured: {rows}"
+                else:
+                    folder.keep_evaluation(arm, rows)
+        table = folder.finish(arms, _columns(place), unmeasurable)
     _report_failed(table)
     return table
 
 
-_evaluate = evaluate  # the argument of `run` of the same name hides it there
+def _measured(
+    saes: Sequence[SparseAutoencoder],
+    sets: Mapping[str, ActivationCache],
+    lm_tokens: int,
+    language_model: LanguageModel | None,
+) -> list[pd.DataFrame | str]:
+    """The metrics of each SAE, or why there are none: all in one pass or, if one of them fails or
+    memory runs out, one after the other."""
+    try:
+        rows = evaluate(saes, sets, lm_tokens=lm_tokens, language_model=language_model)
+    except InputError:
+        raise
+    except Exception as error:  # whatever an SAE does, the others are measured
+        if len(saes) == 1:
+            return [one_line(error)]
+        alone = (_measured([sae], sets, lm_tokens, language_model) for sae in saes)
+        return [found for (found,) in alone]
+    return [rows[rows["sae"] == index].drop(columns="sae") for index in range(len(saes))]
 
 
 def _listed(arms: Any) -> list[Arm | Released]:
@@ -173,7 +197,7 @@ def _check(arms: list[Arm | Released], train: ActivationSource) -> None:
 
 
 def _report_failed(table: pd.DataFrame) -> None:
-    failed = table[table["status"] == FAILED]
+    failed = table[table["reason"].astype(bool) & (table["status"] != SKIPPED)]
     if len(failed):
         first = failed.iloc[0]
         warnings.warn(

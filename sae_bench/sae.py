@@ -1,9 +1,7 @@
 """The interface that every architecture implements."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,50 +11,27 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sae_bench.activations import Activation, Latents, ReLU
+from sae_bench.annotations import fit
 from sae_bench.components import Component, label_of, walk
 from sae_bench.decoders import Decoder, UnitRows
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE, Estimator, as_estimator
-from sae_bench.files import write_atomically, write_json
+from sae_bench.files import checksum, write_atomically, write_json
 from sae_bench.kernels import Kernel
+from sae_bench.loss import Loss, squared_error
 from sae_bench.penalties import L1, Penalty
 from sae_bench.plain import Plain
-from sae_bench.samples import Present, Samples
+from sae_bench.slots import Slotted
+from sae_bench.thresholds import ESTIMATOR, WithThresholds
 from sae_bench.user_code import source_digest
 
-FORMAT, VERSION = "sae_bench", 1
+FORMAT, VERSION = "sae_bench", 2
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 SOURCE = "source"
 """Key of the provenance of saved SAEs under which the hash of a user's code stands."""
-ESTIMATOR = "estimator_"
-"""Prefix of the buffers that hold the estimator's state; a saved SAE leaves them out."""
 
 
-@dataclass(frozen=True)
-class Loss:
-    """Value of the training loss on one batch.
-
-    total: sum of `terms`; terms: name -> scalar, each averaged over the batch; latents and
-    reconstruction: what the forward pass produced on the way.
-    """
-
-    total: Float[Tensor, ""]
-    terms: Mapping[str, Float[Tensor, ""]]
-    latents: Latents
-    reconstruction: Float[Tensor, "batch d_in"]
-
-    @classmethod
-    def of(
-        cls,
-        terms: Mapping[str, Float[Tensor, ""]],
-        latents: Latents,
-        reconstruction: Float[Tensor, "batch d_in"],
-    ) -> Self:
-        """The loss that is the sum of `terms`."""
-        return cls(torch.stack(list(terms.values())).sum(), terms, latents, reconstruction)
-
-
-class SparseAutoencoder(nn.Module):
+class SparseAutoencoder(Slotted, WithThresholds):
     """x -> pre = (x - b_dec) W_enc + b_enc -> f = activation(pre) -> x_hat = f W_dec + b_dec.
 
     Loss = sum over d_in, mean over the batch, of (x - x_hat)^2, plus the penalty.
@@ -102,7 +77,10 @@ class SparseAutoencoder(nn.Module):
 
     def __init__(self, d_in: int, d_sae: int, *, seed: int = 0, **slots: Any) -> None:
         super().__init__()
-        self.d_in, self.d_sae, self.seed = d_in, d_sae, seed
+        self.d_in, self.d_sae, self.seed = (
+            fit(value, int, f"{type(self).__name__}.{name}")
+            for name, value in (("d_in", d_in), ("d_sae", d_sae), ("seed", seed))
+        )
         self.provenance: dict[str, Any] = {}
         if not (d_in >= 1 and d_sae >= 1):
             raise InputError(
@@ -115,50 +93,35 @@ class SparseAutoencoder(nn.Module):
             setattr(self, name, value)
         buffers = self.activation.buffers(d_sae)
         self._own_names = (*self.activation.parameters(d_sae), *buffers)
+        for name in self._own_names:
+            if name in SparseAutoencoder.__annotations__ or self._own_names.count(name) > 1:
+                raise _taken(self.activation, name)
         for name, value in self.initial(torch.Generator().manual_seed(seed)).items():
+            if hasattr(self, name):
+                raise _taken(self.activation if name in self._own_names else self, name)
             self.register_parameter(name, nn.Parameter(value))
         for name, value in buffers.items():
             self.register_buffer(name, value)
         self.register_buffer("silent_tokens", torch.zeros(d_sae, dtype=torch.int64))
         for name, value in self.kernel.init(d_sae).items():
             self.register_buffer(ESTIMATOR + name, value)
+        for name in self.biases:
+            if not isinstance(getattr(self, name, None), Tensor):
+                raise InputError(f"{type(self).__name__}.biases: there is no tensor {name!r}")
 
     # -- slots ------------------------------------------------------------------------------------
 
     @classmethod
-    def slot_defaults(cls) -> dict[str, Any]:
-        """Every slot of the class with its default value."""
-        names = [
-            name
-            for base in reversed(cls.__mro__)
-            if issubclass(base, SparseAutoencoder)
-            for name in base.__annotations__
-            if hasattr(cls, name) and name != "biases"
-        ]
-        return {name: getattr(cls, name) for name in names}
-
-    @classmethod
     def resolve(cls, slots: Mapping[str, Any]) -> dict[str, Any]:
-        """`slots` completed by the defaults.
+        """`slots` completed by the defaults; a bare kernel becomes the batch estimator around it.
 
         Raises:
-            InputError: unknown slot, or a component of the wrong kind.
+            InputError: unknown slot, or a value that is not what its annotation says.
         """
-        defaults = cls.slot_defaults()
-        for name, value in slots.items():
-            if name not in defaults:
-                raise InputError(
-                    f"{cls.__name__}: unknown argument {name!r}; it takes {', '.join(defaults)}"
-                )
-            kind = _kind(defaults[name])
-            if kind is Estimator and isinstance(value, Kernel):
-                value = as_estimator(value)
-            if not isinstance(value, kind):
-                raise InputError(
-                    f"{cls.__name__}: {name} must be a {kind.__name__}, got {value!r:.60}"
-                )
-            defaults[name] = value
-        return defaults
+        values = {**cls.slot_defaults(), **slots}
+        if isinstance(values["kernel"], Kernel):
+            values["kernel"] = as_estimator(values["kernel"])
+        return super().resolve(values)
 
     @classmethod
     def objection(cls, slots: Mapping[str, Any]) -> str | None:
@@ -167,17 +130,15 @@ class SparseAutoencoder(nn.Module):
         activation, penalty, kernel = (slots[name] for name in ("activation", "penalty", "kernel"))
         if penalty.through_step and (reason := activation.objection_to_step(kernel)):
             return reason
+        sampled = activation.trains_threshold and not kernel.is_backward
+        if sampled and (reason := penalty.objection_to_samples()):
+            return reason
         if penalty.needs_fixed_norms and not slots["decoder"].fixes_norms:
             return (
                 f"{penalty.label_without('coefficient')} charges codes, whatever the norms of "
                 f"their decoder rows: with {type(slots['decoder']).__name__} use RIL1"
             )
         return activation.objection_to_estimator(kernel, penalty.through_step)
-
-    @property
-    def slots(self) -> dict[str, Any]:
-        """The values of all slots of this SAE."""
-        return {name: getattr(self, name) for name in self.slot_defaults()}
 
     # -- what architectures override --------------------------------------------------------------
 
@@ -186,7 +147,7 @@ class SparseAutoencoder(nn.Module):
         transpose (untied afterwards), zero biases, and what the activation needs."""
         W_dec = self.decoder.initial(self.d_sae, self.d_in, generator)
         return {
-            "W_enc": W_dec.T.contiguous(),
+            "W_enc": W_dec.T.clone(memory_format=torch.contiguous_format),
             "b_enc": torch.zeros(self.d_sae),
             "W_dec": W_dec,
             "b_dec": torch.zeros(self.d_in),
@@ -226,11 +187,6 @@ class SparseAutoencoder(nn.Module):
         self.silent_tokens.add_(len(latents.f)).masked_fill_(fired, 0)
         self.activation.observe(latents, self._own)
 
-    def curvature(self) -> Float[Tensor, " d_sae"]:
-        """Half the second derivative of the reconstruction terms with respect to each code:
-        ||d_i||^2, times the number of such terms that the latent takes part in."""
-        return self.W_dec.square().sum(1)
-
     def plain(self) -> Plain:
         """What the SAE computes in evaluation, in tensors that share its memory: for other
         libraries and for conversions. `exportable` checks that it is the truth.
@@ -267,7 +223,16 @@ class SparseAutoencoder(nn.Module):
         return torch.addmm(b - self.b_dec @ W, x, W).to(b.dtype)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
-        """The codes f, in units of x."""
+        """The codes f, in units of x.
+
+        Raises:
+            InputError: x is not of shape (batch, d_in).
+        """
+        if x.ndim != 2 or x.shape[1] != self.d_in:
+            raise InputError(
+                f"{type(self).__name__}: takes activations of shape (batch, {self.d_in}), "
+                f"got {tuple(x.shape)}"
+            )
         return self.latents(x).f
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
@@ -280,95 +245,6 @@ class SparseAutoencoder(nn.Module):
         reconstruction = self.decode(latents.f)
         terms = self.loss_terms(x, latents, reconstruction, sparsity_scale)
         return Loss.of(terms, latents, reconstruction)
-
-    @property
-    def threshold(self) -> Float[Tensor, " d_sae"] | None:
-        """The per-latent threshold in units of the pre-activations (float32, or float64 for a
-        float64 SAE), or None if the activation has none."""
-        theta = self.activation.threshold(self._own)
-        return None if theta is None else theta.expand(self.d_sae)
-
-    @property
-    def threshold_parameters(self) -> list[nn.Parameter]:
-        """The activation's own parameters, which have a learning rate of their own."""
-        return [tensor for tensor in self._own.values() if isinstance(tensor, nn.Parameter)]
-
-    @property
-    def needs_samples(self) -> bool:
-        """Whether `estimate_` has work to do, and wants the codes' gradients to be retained."""
-        return bool(self.threshold_parameters) and not self.kernel.is_backward
-
-    @contextmanager
-    def thresholds_left_to_estimator(self) -> Iterator[None]:
-        """Losses computed inside leave no gradient in the thresholds if `estimate_` will set it:
-        the backward pass saves the work of one that would be replaced."""
-        left = self.threshold_parameters if self.needs_samples else []
-        for parameter in left:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in left:
-                parameter.requires_grad_(True)
-
-    @torch.no_grad()
-    def estimate_(self, loss: Loss, sparsity_scale: float) -> None:
-        """Sets the gradient of the thresholds to the estimator's, whatever backward left there, and
-        advances its state: once an optimiser step, by the trainer alone.
-
-        Args:
-            loss: after `loss.total.backward()`, with the gradient of `loss.latents.f` retained.
-            sparsity_scale: the one that the loss was computed with.
-        """
-        theta = self.threshold
-        if theta is None or not self.needs_samples:
-            return
-        state = {
-            name.removeprefix(ESTIMATOR): value
-            for name, value in self.named_buffers()
-            if name.startswith(ESTIMATOR)
-        }
-        norms, scale = self.W_dec.norm(dim=1), sparsity_scale * self.penalty.coefficient
-        present = Present(theta, norms, self.curvature(), self.penalty, scale)
-        samples = self._samples(loss.latents, present, self.kernel.reach(state))
-        tokens = len(loss.latents.pre)
-        gradient, state = self.kernel.estimate(state, samples, present, tokens)
-        for name, value in state.items():
-            self.get_buffer(ESTIMATOR + name).copy_(value)
-        with torch.enable_grad():
-            differentiable = self.threshold
-        assert differentiable is not None
-        parameters = self.threshold_parameters
-        for parameter, part in zip(
-            parameters, torch.autograd.grad(differentiable, parameters, gradient), strict=True
-        ):
-            parameter.grad = part
-
-    def _samples(
-        self, latents: Latents, present: Present, reach: float | Float[Tensor, " d_sae"]
-    ) -> Samples:
-        """The tokens of a batch within `reach` of thresholds."""
-        if latents.f.grad is None:
-            raise RuntimeError("estimate_: call loss.latents.f.retain_grad() before backward")
-        low, high = present.theta - reach, present.theta + reach
-        near = ((latents.pre >= low) & (latents.pre <= high)).nonzero(as_tuple=True)
-        latent = near[1]
-        pre, f, step = (tensor.detach()[near] for tensor in latents)
-        slope = present.penalty.slope(f, present.norms[latent])
-        pull = len(latents.f) * latents.f.grad[near] - present.scale * slope
-        step_slope = self.penalty.step_slope(latents, self.W_dec)[near]
-        return Samples(
-            latent=latent,
-            pre=pre,
-            projection=f * present.curvature[latent] - pull / 2,
-            step_slope=step_slope - step * self.penalty.step_curvature,
-            weight=torch.ones_like(pre),
-        )
-
-    @property
-    def _own(self) -> dict[str, Tensor]:
-        """The parameters and buffers that the activation declared."""
-        return {name: getattr(self, name) for name in self._own_names}
 
     # -- constraints, scale -----------------------------------------------------------------------
 
@@ -431,21 +307,13 @@ class SparseAutoencoder(nn.Module):
             "d_sae": self.d_sae,
             "seed": self.seed,
             "slots": self.slots,
+            "weights": checksum(folder / WEIGHTS),
             "provenance": self.provenance | source,
         }
         write_json(folder / CONFIG, config)
 
 
-def squared_error(
-    x: Float[Tensor, "batch d_in"], reconstruction: Float[Tensor, "batch d_in"]
-) -> Float[Tensor, ""]:
-    """Reconstruction loss: sum over d_in, mean over the batch."""
-    return (x - reconstruction).square().sum() / len(x)
-
-
-def _kind(default: Any) -> type:
-    """The type that values of a slot must have: the component base, or the plain type."""
-    for base in (Activation, Penalty, Estimator, Decoder):
-        if isinstance(default, base):
-            return base
-    return type(default)
+def _taken(owner: object, name: str) -> InputError:
+    return InputError(
+        f"{type(owner).__name__}: the name {name!r} of its tensor is taken; choose another"
+    )

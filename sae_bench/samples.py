@@ -5,8 +5,9 @@ only what does not go stale when thresholds, penalty coefficients or on/off stat
 never the coefficient itself, which would bake in all three.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -67,13 +68,24 @@ class Present(NamedTuple):
         return Present(theta, norms, curvature, self.penalty, self.scale)
 
 
+class Batch(NamedTuple):
+    """What an estimator is given at one optimiser step.
+
+    samples: of this batch, at least those within the estimator's `reach` of their threshold.
+    present: thresholds, decoder and penalty now. tokens: size of the batch that the samples were
+    taken from.
+    """
+
+    samples: Samples
+    present: Present
+    tokens: int
+
+
 @dataclass(frozen=True)
 class Coefficient(Component):
     """What a sample at the threshold contributes: dL/dtheta = sum coefficient K(u) / (N eps)."""
 
-    is_backward: ClassVar[bool] = False
-    """Whether autograd's backward pass through the jump uses this coefficient."""
-
+    @abstractmethod
     def __call__(self, samples: Samples, present: Present) -> Float[Tensor, " *shape"]:
         """The coefficient of every sample, in units of the loss.
 
@@ -81,7 +93,6 @@ class Coefficient(Component):
             samples: near thresholds.
             present: its values broadcast against those of the samples.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,6 @@ class StraightThrough(Coefficient):
     flips by 2 theta^2 ||d||^2 as a sample crosses the threshold, so the estimator's bias is of
     first order in the bandwidth.
     """
-
-    is_backward = True
 
     def __call__(self, samples: Samples, present: Present) -> Float[Tensor, " *shape"]:
         """The coefficient of every sample."""

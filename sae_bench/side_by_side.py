@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench.estimator import Bandwidth, Estimator, State
+from sae_bench.estimator import Bandwidth, Estimate, Estimator, State
 from sae_bench.kernels import Kernel
-from sae_bench.samples import Present, Samples
+from sae_bench.samples import Batch
 
 
 @dataclass(frozen=True)
@@ -48,22 +47,14 @@ class SideBySide(Estimator):
             widest = widest.clamp(min=estimator.reach(_own(state, index), bandwidth))
         return widest
 
-    def estimate(
-        self,
-        state: State,
-        samples: Samples,
-        present: Present,
-        tokens: int,
-        bandwidth: Bandwidth | None = None,
-    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+    def estimate(self, state: State, batch: Batch, bandwidth: Bandwidth | None = None) -> Estimate:
         """The first one's gradient."""
+        samples, present, _ = batch
         distance = (samples.pre - present.theta[samples.latent]).abs()
         gradients, inside = [], []
         following: dict[str, Tensor] = {}
         for index, estimator in enumerate(self.estimators):
-            gradient, after = estimator.estimate(
-                _own(state, index), samples, present, tokens, bandwidth
-            )
+            gradient, after = estimator.estimate(_own(state, index), batch, bandwidth)
             seen = distance < estimator.kernel.reach * estimator.kernel.bandwidth
             gradients.append(gradient)
             inside.append(torch.bincount(samples.latent[seen], minlength=len(gradient)))

@@ -1,25 +1,23 @@
 """The folder of a run: what was asked for, what each arm gave, and the tables.
 
-    grid.json            the specification: arms, caches, evaluation sets
+    grid.json            the specification (and grid.copy.json): arms, caches, evaluation sets
     arms/<key>/          sae/ (folded), training.parquet, evaluation.parquet, arm.json
     checkpoints/         the arms under way (see `checkpoints`); gone when all have ended
     table.parquet, .csv  one row an arm and evaluation set
     frequencies.parquet  firing rate of every latent, same rows
 
-Every file is written under another name first and renamed, and arm.json last: an arm without it is
-trained again, from its newest checkpoint if it has one, and so is one that failed, from the start;
-a trained one never.
+Every file is written under another name first and renamed, and arm.json last, with the checksums
+of the others: an arm without it is trained again, from its newest checkpoint if it has one, and so
+is one that failed or whose files are damaged, from the start; a trained one never.
 """
 
-import platform
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -27,10 +25,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from sae_bench.arm import Arm, check_names
-from sae_bench.checkpoints import Checkpoints
+from sae_bench.checkpoints import Checkpoints, newest_step
 from sae_bench.components import digest, to_plain
-from sae_bench.errors import InputError
-from sae_bench.files import read_json, write_json, write_table
+from sae_bench.errors import DamagedFileError, InputError
+from sae_bench.files import checksum, read_record, write_record, write_table
 from sae_bench.loading import load_sae
 from sae_bench.released import Released
 from sae_bench.sae import SparseAutoencoder
@@ -42,6 +40,11 @@ RELEASED = "released"
 DONE = (TRAINED, RELEASED)
 """Status of arms that have an SAE."""
 ENDED = ("status", "reason", "activation_scale", "seconds")
+ARM, EVALUATION = "arm.json", "evaluation.parquet"
+"""Files of an arm: its record, with checksums of all the others, and its metrics."""
+CHECKPOINTS = "checkpoints"
+WRITTEN = (".json", ".safetensors", ".parquet")
+"""What an arm's files end with; what a killed process left half-written ends otherwise."""
 MEASURED = (
     "eval_set",
     "tokens",
@@ -58,18 +61,6 @@ MEASURED = (
 """Columns that every table has, empty where nothing was measured."""
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and command of this process."""
-    packages = ("sae-ablations", "torch", "transformers", "numpy")
-    return {
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        **{name: version(name) for name in packages},
-    }
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """A run on disk.
@@ -84,14 +75,13 @@ class RunFolder:
     def _specification(self) -> Path:
         return self.path / "grid.json"
 
-    def _held(self) -> dict[str, Any]:
-        """What grid.json says."""
-        found = read_json(self._specification)
-        if not isinstance(found, dict) or found.get("version") != VERSION:
-            raise InputError(f"{self._specification}: of another version; choose another folder")
-        if not all(isinstance(found.get(key), dict) for key in ("inputs", "arms")):
-            raise InputError(f"{self._specification}: is damaged; choose another folder")
-        return found
+    @property
+    def _lock(self) -> Path:
+        return self.path / "run.lock"
+
+    @property
+    def _copy(self) -> Path:
+        return self.path / "grid.copy.json"
 
     def check(self, arms: Sequence[Arm | Released], inputs: Mapping[str, Any]) -> None:
         """Whether this grid can go here; writes nothing. An empty folder can take it, and so can
@@ -107,8 +97,7 @@ class RunFolder:
                 could not be loaded with.
         """
         check_names(arm for arm in arms if isinstance(arm, Arm))
-        if self._specification.exists():
-            found = self._held()
+        if found := self.specification():
             if reason := _difference(found["inputs"], inputs):
                 raise InputError(
                     f"{self.path}: holds another grid ({reason}); choose another folder"
@@ -130,6 +119,19 @@ class RunFolder:
                 f"{self.path}: cannot be written ({error.strerror}); choose another folder"
             ) from None
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a process is at work in the folder."""
+        lock = FileLock(self._lock)
+        if not self._lock.exists():
+            return False
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keeps other processes out of the folder, which is made.
@@ -137,7 +139,7 @@ class RunFolder:
         Raises:
             InputError: another process is at work in it, or it cannot be made.
         """
-        lock = FileLock(self.path / "run.lock")
+        lock = FileLock(self._lock)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
@@ -150,38 +152,93 @@ class RunFolder:
         finally:
             lock.release()
 
-    def start(self, arms: Sequence[Arm | Released], inputs: Mapping[str, Any]) -> None:
+    def specification(self) -> dict[str, Any] | None:
+        """The specification, or its copy if it is damaged; None if there is none.
+
+        Raises:
+            DamagedFileError: both are damaged.
+            InputError: another version of this library wrote it.
+        """
+        if not (self._specification.exists() or self._copy.exists()):
+            return None
+        try:
+            found = read_record(self._specification)
+        except InputError as error:
+            if not self._copy.exists():
+                raise DamagedFileError(f"{error}, or not a run's; choose another folder") from None
+            found = read_record(self._copy)
+        if found["version"] != VERSION:
+            raise InputError(f"{self._specification}: of another version; choose another folder")
+        return found
+
+    def start(
+        self,
+        arms: Sequence[Arm | Released],
+        inputs: Mapping[str, Any],
+        environment: Mapping[str, Any],
+    ) -> None:
         """Makes the folder, once `check` has passed, and writes down what will be in it, beside
-        what is there from earlier runs.
+        what is there from earlier runs, and what it is made with.
 
         Raises:
             InputError: the folder cannot be written.
         """
-        held = self._held()["arms"] if self._specification.exists() else {}
+        held = self.specification() or {}
         specification = {
             "version": VERSION,
             "inputs": inputs,
-            "arms": held | {arm.key: arm.record() for arm in arms},
-            "environment": environment(),
+            "arms": held.get("arms", {}) | {arm.key: arm.record() for arm in arms},
+            "skipped": held.get("skipped", {})
+            | {arm.key: arm.objection for arm in arms if arm.objection},
+            "environment": environment,
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self._specification, specification)
+            for path in (self._specification, self._copy):
+                write_record(path, specification)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def _of(self, arm: Arm | Released) -> Path:
         return self.path / "arms" / arm.key
 
+    def recorded(self, key: str) -> dict[str, Any] | None:
+        """The record of an arm that ended, by its key, or None.
+
+        Raises:
+            DamagedFileError: not as it was written.
+        """
+        path = self.path / "arms" / key / ARM
+        return read_record(path) if path.exists() else None
+
+    def checkpointed(self, key: str) -> int | None:
+        """The step of the newest checkpoint of an arm, by its key, or None."""
+        return newest_step(self.path / CHECKPOINTS, key)
+
     def outcome(self, arm: Arm | Released) -> dict[str, Any] | None:
-        """Status and reason of an arm that ended, or None."""
-        path = self._of(arm) / "arm.json"
-        return read_json(path) if path.exists() else None
+        """Status and reason of an arm that ended, or None; one warning if its record is damaged,
+        which counts as none."""
+        try:
+            return self.recorded(arm.key)
+        except DamagedFileError as error:
+            warnings.warn(f"{error}; {arm.key} starts anew", stacklevel=3)
+            return None
 
     def is_trained(self, arm: Arm | Released) -> bool:
-        """Whether the arm's SAE is there."""
+        """Whether the arm's SAE is there, and as it was written."""
         outcome = self.outcome(arm)
-        return outcome is not None and outcome["status"] in DONE
+        if outcome is None or outcome["status"] not in DONE:
+            return False
+        names = (name for name in outcome["files"] if name != EVALUATION)
+        return all(self._is_intact(arm, name, outcome) for name in names)
+
+    def _is_intact(self, arm: Arm | Released, name: str, outcome: Mapping[str, Any]) -> bool:
+        """Whether a file of an arm is there, and as it was written; if not, one warning says so."""
+        path = self._of(arm) / name
+        if path.exists() and checksum(path) == outcome["files"][name]:
+            return True
+        warnings.warn(f"{path}: missing or damaged; it is made anew", stacklevel=3)
+        return False
 
     def keep(self, trained: Trained, scale: float, place: Mapping[str, Any]) -> None:
         """Stores an arm that ended.
@@ -193,7 +250,7 @@ class RunFolder:
         """
         arm, folder = trained.arm, self._of(trained.arm)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.parquet").unlink(missing_ok=True)
+        (folder / EVALUATION).unlink(missing_ok=True)
         write_table(folder / "training.parquet", pd.DataFrame(trained.history))
         if trained.sae is not None and trained.reason is None:
             sae = trained.sae.fold_(scale)
@@ -206,14 +263,23 @@ class RunFolder:
             "activation_scale": scale,
             "seconds": trained.seconds,
         }
-        write_json(folder / "arm.json", {**outcome, **arm.record()})
+        self._close(arm, outcome)
 
     def adopt(self, released: Released) -> None:
         """Stores an arm that was finished elsewhere, as it is."""
         folder = self._of(released)
         folder.mkdir(parents=True, exist_ok=True)
         released.sae.save(folder / "sae")
-        write_json(folder / "arm.json", {"status": RELEASED, "reason": "", **released.record()})
+        self._close(released, {"status": RELEASED, "reason": ""})
+
+    def _close(self, arm: Arm | Released, outcome: Mapping[str, Any]) -> None:
+        """Writes the arm's record, with the checksums of what lies in its folder: the last thing
+        that is written of an arm."""
+        folder = self._of(arm)
+        written = (path for path in sorted(folder.rglob("*")) if path.suffix in WRITTEN)
+        files = {path.relative_to(folder).as_posix(): checksum(path) for path in written}
+        files.pop(ARM, None)
+        write_record(folder / ARM, {**outcome, **arm.record(), "files": files})
 
     def checkpoints(self, data: Mapping[str, Any], every: float) -> Checkpoints:
         """Where arms under way are kept.
@@ -222,22 +288,38 @@ class RunFolder:
             data: record of the training source.
             every: seconds between two checkpoints.
         """
-        return Checkpoints(self.path / "checkpoints", data, every=every)
+        return Checkpoints(self.path / CHECKPOINTS, data, every=every)
 
     def sae(self, arm: Arm | Released, device: torch.device | str = "cpu") -> SparseAutoencoder:
         """The trained SAE of an arm; it takes raw activations."""
         return load_sae(self._of(arm) / "sae", device)
 
     def is_evaluated(self, arm: Arm | Released) -> bool:
-        """Whether the arm's metrics are stored."""
-        return (self._of(arm) / "evaluation.parquet").exists()
+        """Whether the arm's SAE and its metrics are stored, and as they were written."""
+        outcome = self.outcome(arm)
+        if outcome is None or EVALUATION not in outcome["files"]:
+            return False
+        return self.is_trained(arm) and self._is_intact(arm, EVALUATION, outcome)
 
     def keep_evaluation(self, arm: Arm | Released, rows: pd.DataFrame) -> None:
         """Stores the metrics of an arm, one row an evaluation set."""
-        write_table(self._of(arm) / "evaluation.parquet", rows)
+        write_table(self._of(arm) / EVALUATION, rows)
+        outcome = self.outcome(arm)
+        assert outcome is not None
+        self._close(arm, outcome)
 
-    def finish(self, arms: Sequence[Arm | Released], common: Mapping[str, Any]) -> pd.DataFrame:
+    def finish(
+        self,
+        arms: Sequence[Arm | Released],
+        common: Mapping[str, Any],
+        unmeasurable: Mapping[str, str] = MappingProxyType({}),
+    ) -> pd.DataFrame:
         """Gathers all arms into the final table, writes it, and returns it.
+
+        Args:
+            arms: in the order of the table.
+            common: columns that all rows share.
+            unmeasurable: why trained arms have no metrics, by key.
 
         Skipped and failed arms have one row each, with their reason and no metrics. The columns
         of `MEASURED` are always there.
@@ -249,11 +331,11 @@ class RunFolder:
                 "reason": arm.objection or "not trained yet",
             }
             ended = {name: outcome.get(name) for name in ENDED}
+            ended["reason"] = unmeasurable.get(arm.key, ended["reason"])
             base = {**arm.columns(), **common, **ended}
-            evaluation = self._of(arm) / "evaluation.parquet"
             metrics: list[dict[str, Any]] = [{}]
-            if ended["status"] in DONE and evaluation.exists():
-                metrics = pd.read_parquet(evaluation).to_dict("records")
+            if ended["status"] in DONE and self.is_evaluated(arm):
+                metrics = pd.read_parquet(self._of(arm) / EVALUATION).to_dict("records")
             rows.extend({**base, **row} for row in metrics)
         table = pd.DataFrame(rows)
         table = table.reindex(columns=list(dict.fromkeys([*table, *MEASURED, "frequency"])))
@@ -268,7 +350,7 @@ class RunFolder:
 def metrics_beside(sae: Path) -> pd.DataFrame | None:
     """The stored metrics of the arm whose SAE lies in the folder `sae`, one row an evaluation set;
     None if it is no arm's, or was not evaluated."""
-    evaluation = sae.absolute().parent / "evaluation.parquet"
+    evaluation = sae.absolute().parent / EVALUATION
     belongs = sae.absolute().name == "sae" and evaluation.exists()
     return pd.read_parquet(evaluation) if belongs else None
 

@@ -39,11 +39,6 @@ class SyntheticFeatures(Component):
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("d_in", "n_features", "mean_l0", "seed", "decay", "noise"):
-            value, whole = getattr(self, name), name in ("d_in", "n_features", "seed")
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                kind = "an integer" if whole else "a number"
-                raise InputError(f"SyntheticFeatures: {name} must be {kind}, got {value!r:.40}")
         if self.d_in < 1 or self.n_features < 1 or self.decay < 0 or self.noise < 0:
             raise InputError(
                 f"{self.label}: d_in and n_features must be positive, decay and noise not negative"

@@ -15,7 +15,7 @@ from torch import Tensor
 from sae_bench.arm import Arm
 from sae_bench.checkpoints import Checkpoints, State
 from sae_bench.devices import default_device, free_memory
-from sae_bench.errors import InputError
+from sae_bench.errors import InputError, one_line
 from sae_bench.progress import Progress
 from sae_bench.sae import Loss, SparseAutoencoder
 from sae_bench.signals import Held, held_signals
@@ -31,7 +31,8 @@ class Trained:
 
     sae: in normalised units, not yet folded; None if it could not be built. reason: why it failed,
     or None. history: one row a logged step (step, tokens, lr, sparsity_scale, l0, fvu, and the
-    terms of the loss). seconds: time spent in this arm's own steps.
+    terms of the loss). seconds: time spent in this arm's own steps. out_of_memory: the machine's
+    fault, not the arm's: its checkpoints stay.
     """
 
     arm: Arm
@@ -39,6 +40,7 @@ class Trained:
     reason: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    out_of_memory: bool = False
 
 
 class Trainee:
@@ -135,7 +137,8 @@ class Trainee:
             if last or (index + 1) % max(1, self.recipe.steps // LOGGED) == 0:
                 self.log(index, x, loss)
         except Exception as error:  # whatever an arm does, the others go on
-            self.result.reason = _one_line(error)
+            self.result.reason = _reason(error)
+            self.result.out_of_memory = _is_out_of_memory(error)
         self.result.seconds += time.perf_counter() - started
         return not last and self.result.reason is None
 
@@ -179,9 +182,13 @@ class Trainee:
         return dict(chain(self.sae.named_parameters(), self.sae.named_buffers()))
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, FloatingPointError) else f"{type(error).__name__}: {text}"
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, FloatingPointError) else one_line(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def group_key(arm: Arm) -> tuple[Any, ...]:
@@ -261,7 +268,7 @@ def train(
 
     def ended(trained: Trained) -> None:
         finished(trained)
-        if checkpoints is not None:
+        if checkpoints is not None and not trained.out_of_memory:
             checkpoints.drop(trained.arm)
 
     results: dict[int, Trained] = {}
@@ -291,7 +298,8 @@ def _train_wave(
             trainees.append(trainee)
             results.append(trainee.result)
         except Exception as error:
-            results.append(Trained(arm, None, _one_line(error)))
+            reason, out_of_memory = _reason(error), _is_out_of_memory(error)
+            results.append(Trained(arm, None, reason, out_of_memory=out_of_memory))
             ended(results[-1])
     if not trainees:
         return results

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.errors import InputError
-from sae_bench.estimator import Bandwidth, Remembering, State, at
-from sae_bench.samples import Present, Samples
+from sae_bench.estimator import Bandwidth, Estimate, Remembering, State, at
+from sae_bench.samples import Batch, Present, Samples
 
 FIELDS = ("pre", "projection", "step_slope", "weight")
 
@@ -35,7 +35,7 @@ class WindowKDE(Remembering):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.slots, int) and self.slots >= 1 and self.guard >= 0):
+        if not (self.slots >= 1 and self.guard >= 0):
             raise InputError(
                 f"WindowKDE: slots must be at least 1 and guard not negative, "
                 f"got {self.slots} and {self.guard}"
@@ -56,15 +56,9 @@ class WindowKDE(Remembering):
         """The kernel's reach and the guard band."""
         return (self.kernel.reach + self.guard) * self.width(bandwidth)
 
-    def estimate(
-        self,
-        state: State,
-        samples: Samples,
-        present: Present,
-        tokens: int,
-        bandwidth: Bandwidth | None = None,
-    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
+    def estimate(self, state: State, batch: Batch, bandwidth: Bandwidth | None = None) -> Estimate:
         """The density over all slots, divided by the tokens offered."""
+        samples, present, tokens = batch
         place = int(state["step"]) % self.steps
         half = self.reach(state, bandwidth)
         new = {name: value.clone() for name, value in state.items()}

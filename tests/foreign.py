@@ -1,6 +1,7 @@
 """SAEs as other people train them: no weight is trivial, and rows of W_dec have norms from 1/2 to
 2."""
 
+import copy
 import math
 from typing import Any
 
@@ -85,6 +86,13 @@ SAES = {
     "unset threshold": unset(random_sae(BatchTopKSAE)),
 }
 """Every architecture of the registry, and thresholds at their edge."""
+
+
+def placed(sae: SparseAutoencoder, **provenance: Any) -> SparseAutoencoder:
+    """A copy that says where it comes from; those above are shared."""
+    copied = copy.deepcopy(sae)
+    copied.provenance = provenance
+    return copied
 
 
 @torch.no_grad()

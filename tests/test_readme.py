@@ -38,7 +38,7 @@ def test_the_architecture() -> None:
     scope: dict[str, object] = {"__name__": "readme"}
     exec(BLOCKS[1], scope)
     assert len([line for line in BLOCKS[1].splitlines() if line]) <= 15
-    assert ARCHITECTURE.failures(scope["ShrinkFreeSAE"]) == {}  # type: ignore[arg-type]
+    assert ARCHITECTURE.failures(scope["BoostedSAE"]) == {}  # type: ignore[arg-type]
 
 
 def test_the_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_the_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for block in BLOCKS[2:]:
         assert len([line for line in block.splitlines() if line]) <= 15
         exec(block, scope)
-    assert {"L2", "ClippedKDE"} <= set(scope)
+    assert {"L2", "Cosine", "SignGate"} <= set(scope)
 
 
 def test_links_exist() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from sae_bench.components import from_plain
-from sae_bench.errors import InputError
-from sae_bench.files import read_json
+from sae_bench.errors import DamagedFileError, InputError
+from sae_bench.files import checksum, read_json
 from sae_bench.formats.format import Format
 from sae_bench.registry import architecture
 from sae_bench.sae import (
@@ -31,6 +31,7 @@ KEYS = {
     "d_sae": int,
     "seed": int,
     "slots": dict,
+    "weights": str,
     "provenance": dict,
 }
 
@@ -68,6 +69,11 @@ class Native(Format):
         sae.provenance = config["provenance"]
         _check_source(sae, where)
         _put(tensors, sae, weights)
+        if checksum(weights) != config["weights"]:
+            raise DamagedFileError(
+                f"{weights}: not the weights that belong to {CONFIG} (its checksum 'weights' "
+                "differs): damaged, or another SAE's"
+            )
         return sae.eval()
 
     def save(self, sae: SparseAutoencoder, path: Path) -> None:

@@ -21,7 +21,17 @@ from torch import Tensor, nn
 
 from sae_bench.loading import load_sae, save_sae
 from sae_bench.sae import SparseAutoencoder
-from tests.foreign import D_IN, D_SAE, SAES, SHARED, K, assert_same_codes, raw_inputs, weights
+from tests.foreign import (
+    D_IN,
+    D_SAE,
+    SAES,
+    SHARED,
+    K,
+    assert_same_codes,
+    placed,
+    raw_inputs,
+    weights,
+)
 from tests.interop.modules import filled
 
 W = weights()
@@ -128,7 +138,7 @@ def test_checkpoints_below(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sae", SAES.values(), ids=SAES)
 @torch.no_grad()
 def test_ours_read_by_the_library(sae: SparseAutoencoder, tmp_path: Path) -> None:
-    sae.provenance = {"model": "org/tiny", "site": "layers.3.resid_post", "context": {"high": 32}}
+    sae = placed(sae, model="org/tiny", site="layers.3.resid_post", context={"high": 32})
     save_sae(sae, tmp_path, "dictionary-learning")
     module, config = load_dictionary(str(tmp_path), device="cpu")
     if isinstance(module, AutoEncoder):  # codes in units of decoder rows of norm 1

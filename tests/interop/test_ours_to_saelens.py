@@ -8,7 +8,7 @@ from sae_lens import SAE
 
 from sae_bench.loading import load_sae, save_sae
 from sae_bench.sae import SparseAutoencoder
-from tests.foreign import SAES, assert_same_codes, raw_inputs, same_sae
+from tests.foreign import SAES, assert_same_codes, placed, raw_inputs, same_sae
 
 PLACE = {
     "model": "org/model",
@@ -21,7 +21,7 @@ each = pytest.mark.parametrize("sae", SAES.values(), ids=SAES)
 @each
 @torch.no_grad()
 def test_codes_and_reconstructions_are_equal(sae: SparseAutoencoder, tmp_path: Path) -> None:
-    sae.provenance = PLACE
+    sae = placed(sae, **PLACE)
     save_sae(sae, tmp_path, "saelens")
     theirs = SAE.load_from_disk(tmp_path)
     f = theirs.encode(raw_inputs())
@@ -36,7 +36,7 @@ def test_codes_and_reconstructions_are_equal(sae: SparseAutoencoder, tmp_path: P
 @torch.no_grad()
 def test_heads_are_joined(sae: SparseAutoencoder, tmp_path: Path) -> None:
     """SAELens gives (batch, head, d_head) to an SAE of hook_z, and wants the same back."""
-    sae.provenance = {**PLACE, "site": "layers.3.attn_z"}
+    sae = placed(sae, **{**PLACE, "site": "layers.3.attn_z"})
     save_sae(sae, tmp_path, "saelens")
     theirs = SAE.load_from_disk(tmp_path)
     x = raw_inputs().reshape(-1, 2, 8)

@@ -16,7 +16,7 @@ from sae_bench.cache import ActivationCache
 from sae_bench.evaluate import evaluate
 from sae_bench.loading import save_sae
 from sae_bench.sae import SparseAutoencoder
-from tests.foreign import D_IN, SAES
+from tests.foreign import D_IN, SAES, placed
 
 PROMPTS, CONTEXT, VOCABULARY = 24, 16, 50
 HOOKS = {
@@ -84,7 +84,7 @@ def ours(sae: SparseAutoencoder, hook: str) -> Any:
 def test_both_measure_the_same(sae: SparseAutoencoder, site: str, tmp_path: Path) -> None:
     """L0, explained variance = 1 - FVU (pooled over batches), firing rates; gamma, which they
     average over batches, in one batch."""
-    sae.provenance = {"site": site, "model": "tiny", "context": {"length": CONTEXT}}
+    sae = placed(sae, site=site, model="tiny", context={"length": CONTEXT})
     save_sae(sae, tmp_path, "saelens")
     row = ours(sae, HOOKS[site])
     assert 2 < row["l0"] < sae.d_sae - 2

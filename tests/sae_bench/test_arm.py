@@ -95,7 +95,7 @@ def test_k_larger_than_the_dictionary_fails_before_training() -> None:
         ({"d_sae": []}, r"grid\(SparseAutoencoder\): no value given for d_sae"),
         ({"d_sae": 8, "seed": range(0)}, "no value given for seed"),
         ({"d_sae": 8, "lambda_": 1}, "SparseAutoencoder: unknown argument 'lambda_'"),
-        ({"d_sae": 8, "penalty": [L1(1.0), 2.0]}, "penalty must be a Penalty, got 2.0"),
+        ({"d_sae": 8, "penalty": [L1(1.0), 2.0]}, ".penalty: expected a Penalty, got 2.0"),
         ({"d_sae": 0}, "SparseAutoencoder|d_sae must be a positive integer, got 0"),
     ],
 )

@@ -15,7 +15,7 @@ from sae_bench.errors import InputError
 from sae_bench.estimator import KernelEstimator, State
 from sae_bench.estimators import BatchKDE, ExactJump, MeanKDE, MomentumKDE, WindowKDE
 from sae_bench.kernels import Epanechnikov, Gaussian, Kernel, Rectangle, Triangle
-from sae_bench.samples import Present, Samples
+from sae_bench.samples import Batch, Present, Samples
 from tests.near import isolated, near
 
 KERNELS = [cls for cls in subclasses(Kernel) if cls.__module__ == "sae_bench.kernels"]
@@ -43,7 +43,7 @@ def run(estimator: PersistentBandwidth, steps: list[tuple[Samples, Present]]) ->
     states = []
     for samples, present in steps:
         given = near(samples, present, estimator.reach(state))
-        _, state = estimator.estimate(state, given, present, N)
+        _, state = estimator.estimate(state, Batch(given, present, N))
         states.append(state)
     return states
 
@@ -148,8 +148,8 @@ def test_the_inner_estimator_works_at_this_steps_bandwidths(
     for samples, present in batches(6, SPREADS):
         width = state["bandwidth"]
         given = near(samples, present, outer.reach(state))
-        expected, mine = inner.estimate(mine, given, present, N, width)
-        gradient, state = outer.estimate(state, given, present, N)
+        expected, mine = inner.estimate(mine, Batch(given, present, N), width)
+        gradient, state = outer.estimate(state, Batch(given, present, N))
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
         moved += not torch.equal(state["bandwidth"], width)
     assert moved == 6
@@ -189,7 +189,7 @@ def test_reach_covers_spread_kernel_and_guard() -> None:
 
 def test_straight_through_to_the_input_is_the_inner_ones() -> None:
     for to_input in (False, True):
-        assert PersistentBandwidth(BatchKDE(Rectangle(0.1), to_input)).to_input == to_input
+        assert PersistentBandwidth(BatchKDE(Rectangle(0.1), to_input=to_input)).to_input == to_input
 
 
 INNERMOST = BatchKDE(Rectangle(0.1))

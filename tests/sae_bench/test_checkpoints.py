@@ -5,6 +5,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -255,16 +256,26 @@ def test_writing_checkpoints_changes_nothing(
     same(train(ARMS, cache, device="cpu", checkpoints=often(tmp_path, cache)), expected)
 
 
+class TransposedSAE(SparseAutoencoder):
+    """An encoder whose memory is laid out by columns."""
+
+    def initial(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        tensors = super().initial(generator)
+        return tensors | {"W_enc": tensors["W_enc"].T.contiguous().T}
+
+
 def test_a_state_is_complete(cache: ActivationCache, tmp_path: Path) -> None:
-    """Every tensor after a restoration is the same: values, dtype, layout and device; none is
-    shared with the file, and none of the history or time is lost."""
-    for arm in ARMS[:-1]:
+    """Every tensor after a restoration is the same: values, dtype and layout; none is shared with
+    the file, and none of the history or time is lost."""
+    for arm in (*ARMS[:-1], Arm(TransposedSAE, D_SAE, RECIPE)):
         trainee, other = Trainee(arm, D_IN, CPU), Trainee(arm, D_IN, CPU)
         for index, x in zip(range(4), cache.batches(32, 0), strict=False):
             trainee.advance(index, x)
         checkpoints = often(tmp_path, cache)
         checkpoints.save([(arm, trainee.state(4))])
-        other.restore(checkpoints.load(arm, 4))
+        loaded = checkpoints.load(arm, 4)
+        content = {name: tensor.clone() for name, tensor in loaded.tensors.items()}
+        other.restore(loaded)
         checkpoints.drop(arm)
         theirs, ours = other.state(4), trainee.state(4)
         assert set(theirs.tensors) == set(ours.tensors)
@@ -275,19 +286,34 @@ def test_a_state_is_complete(cache: ActivationCache, tmp_path: Path) -> None:
         assert sum(name.endswith(".step") for name in ours.tensors) >= 4
         assert (theirs.history, theirs.seconds) == (ours.history, ours.seconds)
         assert len(theirs.history) == 4
+        other.advance(4, x)
+        for name, tensor in content.items():
+            assert loaded.tensors[name].numpy().tobytes() == tensor.numpy().tobytes(), name
 
 
 def test_a_divergence_before_the_checkpoint_is_not_forgotten(cache: ActivationCache) -> None:
-    (arm, other), x = small_arms()[:2], next(cache.batches(32, 0))
-    trainee, healthy = Trainee(arm, D_IN, CPU), Trainee(other, D_IN, CPU)
-    loss = trainee.step(0, x)
-    trainee.step(1, x * torch.nan)
-    trainee.restore(state := trainee.state(2))
+    """A loss that was not finite, at a step that was not logged."""
+    arm, x = ARMS[0], next(cache.batches(32, 0))
+    trainee, other = Trainee(arm, D_IN, CPU), Trainee(arm, D_IN, CPU)
+    loss, state = trainee.step(0, x), trainee.state(1)
+    state = replace(state, tensors={**state.tensors, "finite": torch.tensor(False)})
+    other.restore(state)
+    trainee.log(1, x, loss)
     with pytest.raises(FloatingPointError):
-        trainee.log(2, x, loss)
-    with pytest.raises(InputError, match="its checkpoint lacks such a"):
-        Trainee(Arm(SparseAutoencoder, 3, RECIPE), D_IN, CPU).restore(state)
-    healthy.log(0, x, healthy.step(0, x))
+        other.log(1, x, loss)
+
+
+def test_a_checkpoint_of_another_sae_is_refused(cache: ActivationCache, tmp_path: Path) -> None:
+    """Only possible where this library's own code has changed."""
+    arm, other = ARMS[0], Arm(SparseAutoencoder, 3, RECIPE)
+    state = replace(Trainee(arm, D_IN, CPU).state(1), step=3)
+    checkpoints = often(tmp_path, cache)
+    checkpoints.save([(other, state)])
+    (found,), _ = resumed([other], cache, tmp_path)
+    assert (found.reason or "").startswith("InputError: its checkpoint lacks such a ")
+    again, starts = resumed([other], cache, tmp_path)
+    assert starts == [0]
+    same(again, train([other], cache, device="cpu"))
 
 
 # -- damage ---------------------------------------------------------------------------------------
@@ -369,6 +395,9 @@ def test_the_newest_two_are_kept(cache: ActivationCache, tmp_path: Path) -> None
         for arm in arms:
             assert steps(arm, tmp_path) == list(range(max(1, index - 1), index + 1))
     assert len(list(tmp_path.iterdir())) == 2
+    state = Trainee(arms[0], D_IN, CPU).state(4)
+    often(tmp_path, cache).save([(arms[0], state)])
+    assert steps(arms[0], tmp_path) == [4]  # an attempt that started anew outdates later steps
 
 
 def test_what_a_killed_process_left_is_removed(cache: ActivationCache, tmp_path: Path) -> None:

@@ -162,13 +162,13 @@ MINE = """
 from dataclasses import dataclass
 
 from architectures import ReLUSAE
-from sae_bench.penalties import L1
+from sae_bench.penalties import L1, Penalty
 from sae_bench.kernels import Kernel, Triangle
 from value_beside import VALUE
 
 
 class ImportedSAE(ReLUSAE):
-    penalty: L1 = L1(VALUE)
+    penalty: Penalty = L1(VALUE)
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,6 @@ def test_draws_depend_on_seed_and_document_alone():
     "make",
     [
         lambda: Packed(1),
-        lambda: Packed(True),
         lambda: PerDocument(2),
         lambda: VariableLength(low=2),
         lambda: VariableLength(low=20, high=19),

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from architectures import GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
-from sae_bench.activations import JumpReLU, RawThreshold
+from sae_bench.activations import JumpReLU, Latents, RawThreshold, TopK
 from sae_bench.conversion import exportable, sae_of, to_gated, to_jumprelu
 from sae_bench.errors import InputError
 from sae_bench.plain import Plain, PlainBatchTopK, PlainReLU
 from sae_bench.sae import SparseAutoencoder
-from tests.foreign import D_SAE, SAES, SHARED, random_sae, raw_inputs, same_sae
+from tests.foreign import D_SAE, SAES, SHARED, placed, random_sae, raw_inputs, same_sae
 
 each = pytest.mark.parametrize("name", SAES)
 THRESHOLDED = [name for name in SAES if name != "TopKSAE"]
@@ -29,8 +29,7 @@ def test_there_and_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", THRESHOLDED)
 def test_as_jumprelu_and_as_gated(name: str) -> None:
-    sae = SAES[name]
-    sae.provenance = {"site": "layers.3.resid_post"}
+    sae = placed(SAES[name], site="layers.3.resid_post")
     for convert, cls in ((to_jumprelu, JumpReLUSAE), (to_gated, GatedSAE)):
         converted = convert(sae)
         assert type(converted) is cls
@@ -152,3 +151,43 @@ def test_other_precisions(name: str, dtype: torch.dtype) -> None:
     if dtype == torch.float64 and name in THRESHOLDED:
         x = raw_inputs().double()
         torch.testing.assert_close(to_jumprelu(sae).encode(x), sae.encode(x))
+
+
+# -- subclasses that compute something else and do not say so -------------------------------------
+
+
+class Doubled(TopKSAE):
+    def latents(self, x: torch.Tensor) -> Latents:
+        pre, f, step = super().latents(x)
+        return Latents(pre, f if self.training else 2 * f, step)
+
+
+class Masked(JumpReLUSAE):
+    def latents(self, x: torch.Tensor) -> Latents:
+        pre, f, step = super().latents(x)
+        return Latents(pre, torch.cat([f[:, :7], 0 * f[:, 7:8], f[:, 8:]], 1), step)
+
+
+class Skipping(ReLUSAE):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x
+
+
+@pytest.mark.parametrize(
+    "sae",
+    [
+        Doubled(16, 4096, activation=TopK(2)),
+        Masked(16, 512),
+        Skipping(16, 64),
+    ],
+    ids=lambda sae: type(sae).__name__,
+)
+def test_what_is_not_plain_is_refused_however_sparse_it_is(sae: SparseAutoencoder) -> None:
+    with pytest.raises(InputError, match="override `plain`"):
+        exportable(sae)
+
+
+def test_narrow_weights_are_converted_in_float32() -> None:
+    """A bias that b_dec W_enc is added to would lose that sum's digits again in bfloat16."""
+    sae = JumpReLUSAE(16, 32).to(torch.bfloat16)
+    assert all(tensor.dtype == torch.float32 for tensor in exportable(sae).tensors.values())

@@ -21,7 +21,7 @@ from sae_bench.estimators import (
 from sae_bench.kernels import Gaussian, Kernel, Rectangle
 from sae_bench.penalties import L0, NoPenalty, Penalty
 from sae_bench.sae import SparseAutoencoder
-from sae_bench.samples import Coefficient
+from sae_bench.samples import Batch, Coefficient
 from tests.near import (
     COEFFICIENTS,
     inputs,
@@ -156,7 +156,7 @@ def estimates(coefficient: Coefficient, kernels: list[Kernel]) -> list[float]:
     for kernel in kernels:
         estimator = BatchKDE(kernel, coefficient=coefficient)
         nearby = near(samples, present, estimator.reach({}))
-        found.append(estimator.estimate({}, nearby, present, len(z))[0].item())
+        found.append(estimator.estimate({}, Batch(nearby, present, len(z)))[0].item())
     return found
 
 
@@ -204,7 +204,7 @@ def test_the_variance_is_the_stated_one(kernel: type[Kernel], coefficient: Coeff
     samples, present = isolated(z, THETA, CHARGE, D, interference)
     estimator = BatchKDE(kernel(eps), coefficient=coefficient)
     nearby = near(samples, present, estimator.reach({}))
-    found = estimator.estimate({}, nearby, present, tokens)[0].var().item()
+    found = estimator.estimate({}, Batch(nearby, present, tokens))[0].var().item()
     spread = (2 * THETA * noise) ** 2
     if coefficient == ExactJump():
         square = (THETA**2 * D - CHARGE) ** 2 + spread
@@ -275,9 +275,8 @@ def gradients_of(estimator: Estimator, batches: list[Tensor]) -> list[Tensor]:
     for z in batches:
         samples, present = isolated(z, THETA, CHARGE, interference=0.3)
         before = bits(state)
-        following = estimator.estimate(
-            state, near(samples, present, estimator.reach(state)), present, len(z)
-        )
+        nearby = near(samples, present, estimator.reach(state))
+        following = estimator.estimate(state, Batch(nearby, present, len(z)))
         assert bits(state) == before  # pure
         found.append(following[0])
         state = following[1]

@@ -14,7 +14,7 @@ from safetensors.torch import load, save_file
 from architectures import ReLUSAE
 from sae_bench.activations import JumpReLU, RawThreshold
 from sae_bench.errors import InputError
-from sae_bench.files import read_json, write_atomically, write_json
+from sae_bench.files import checksum, read_json, write_atomically, write_json
 from sae_bench.loading import load_sae
 from sae_bench.penalties import L0
 from sae_bench.sae import SparseAutoencoder
@@ -45,6 +45,8 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -
     tensors = read_tensors(folder)
     edit(tensors)
     save_file(tensors, folder / "sae.safetensors")
+    weights = checksum(folder / "sae.safetensors")
+    edit_config(folder, lambda config: config.update(weights=weights))
 
 
 def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
@@ -56,7 +58,7 @@ def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
     [
         (lambda c: c.update(format="other"), "not the config of an SAE saved by this library"),
         (lambda c: c.pop("format"), "not the config of an SAE saved by this library"),
-        (lambda c: c.update(version=2), "version 2, this library reads 1"),
+        (lambda c: c.update(version=1), "version 1, this library reads 2"),
         (lambda c: c.update(extra=1), "unknown key 'extra'"),
         (lambda c: c.pop("seed"), "missing key 'seed'"),
         (lambda c: c.update(d_in="6"), ".d_in: expected int, got '6'"),
@@ -67,7 +69,7 @@ def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
         (lambda c: c.update(d_sae=10**15), ".d_sae: says 1000000000000000, but sae.safetensors"),
         (lambda c: c.update(architecture="NoSAE"), ".architecture: unknown SparseAutoencoder"),
         (lambda c: c["slots"].update(colour=1), "unknown argument 'colour'"),
-        (lambda c: c["slots"].update(penalty=1), "penalty must be a Penalty, got 1"),
+        (lambda c: c["slots"].update(penalty=1), ".penalty: expected a Penalty, got 1"),
         (lambda c: c["slots"]["penalty"].update({"class": "L7"}), ".slots.penalty: unknown"),
         (lambda c: c["slots"]["penalty"].update(weight=1), ".slots.penalty: L0 has no field"),
         (lambda c: c["slots"]["penalty"].pop("coefficient"), ".slots.penalty: L0: "),
@@ -163,6 +165,14 @@ def test_thresholds_keep_their_precision_beside_narrow_weights(folder: Path) -> 
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == stored[name].dtype
         assert torch.equal(tensor, stored[name])
+
+
+def test_the_weights_of_another_sae_are_refused(folder: Path) -> None:
+    """Of the same names and shapes: only the checksum tells."""
+    tensors = read_tensors(folder)
+    tensors["W_enc"][0, 0] += 1
+    save_file(tensors, folder / "sae.safetensors")
+    refused(folder, "sae.safetensors", "not the weights that belong to config.json")
 
 
 def test_a_loaded_sae_is_independent_of_its_file(folder: Path) -> None:

@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from architectures import GatedSAE, TopKSAE
 from sae_bench import plots
@@ -20,13 +18,13 @@ from sae_bench.autocorrelation import integrated_variance
 from sae_bench.cache import ActivationCache
 from sae_bench.cli import main
 from sae_bench.errors import InputError
-from sae_bench.estimator import Bandwidth, KernelEstimator, State
+from sae_bench.estimator import Bandwidth, Estimate, KernelEstimator, State
 from sae_bench.estimators import BatchKDE, ExactJump, MeanKDE, MomentumKDE, WindowKDE
 from sae_bench.kernels import Gaussian, Rectangle
 from sae_bench.noise import gradient_noise, reference, standard
 from sae_bench.penalties import L0, L1, NoPenalty, Penalty, Tanh, TargetL0
 from sae_bench.sae import ESTIMATOR, SparseAutoencoder
-from sae_bench.samples import Present, Samples
+from sae_bench.samples import Batch
 from sae_bench.side_by_side import SideBySide
 from tests.small import D_IN, small_batch, small_sae
 
@@ -115,15 +113,8 @@ def test_side_by_side_is_alone() -> None:
 class Silent(KernelEstimator):
     """A new estimator: never says anything."""
 
-    def estimate(
-        self,
-        state: State,
-        samples: Samples,
-        present: Present,
-        tokens: int,
-        bandwidth: Bandwidth | None = None,
-    ) -> tuple[Float[Tensor, " d_sae"], dict[str, Tensor]]:
-        return torch.zeros_like(present.theta), {}
+    def estimate(self, state: State, batch: Batch, bandwidth: Bandwidth | None = None) -> Estimate:
+        return torch.zeros_like(batch.present.theta), {}
 
 
 def test_a_new_estimator_works_unchanged() -> None:

@@ -87,9 +87,9 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("tokens", 1e6, "Recipe: tokens must be an integer, got 1000000.0"),
-        ("batch_size", "64", "Recipe: batch_size must be an integer, got '64'"),
-        ("betas", (0.9,), "Recipe: betas must be two numbers"),
+        ("tokens", 1e6, "Recipe.tokens: expected an integer, got 1000000.0"),
+        ("batch_size", "64", "Recipe.batch_size: expected an integer, got '64'"),
+        ("betas", (0.9,), r"Recipe.betas: expected a tuple \(a number, a number\), got \(0.9,\)"),
     ],
 )
 def test_values_of_another_type_are_refused(name: str, value: Any, message: str) -> None:

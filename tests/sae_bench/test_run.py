@@ -11,6 +11,7 @@ import torch
 
 from architectures import ReLUSAE, TopKSAE
 from sae_bench.ablation import Results
+from sae_bench.activations import Latents
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
 from sae_bench.contexts import Packed
@@ -123,7 +124,7 @@ def test_the_specification_is_complete(finished: Path, cache: ActivationCache) -
     found = json.loads((finished / "grid.json").read_text())
     assert found["arms"] == json.loads(json.dumps({arm.key: arm.record() for arm in ARMS}))
     assert found["inputs"]["train"] == json.loads(json.dumps(cache.record()))
-    assert found["environment"]["torch"]
+    assert found["environment"]["versions"]["torch"]
     for arm in ARMS:
         history = pd.read_parquet(finished / "arms" / arm.key / "training.parquet")
         assert history["step"].iloc[-1] == arm.recipe.steps
@@ -245,8 +246,8 @@ def test_places_that_are_no_run_folder(cache: ActivationCache, tmp_path: Path) -
     assert "is not a run folder" in refusal(cache, full)
     assert "is not a run folder" in refusal(cache, file)
     assert "cannot be written" in refusal(cache, file / "below")
-    assert "of another version" in refusal(cache, foreign)
-    assert "not valid JSON" in refusal(cache, broken)
+    for folder in (foreign, broken):
+        assert "damaged (not as it was written), or not a run's" in refusal(cache, folder)
     assert contents(tmp_path) == before
 
 
@@ -298,3 +299,52 @@ def test_the_warm_up_of_no_penalty_does_not_matter() -> None:
     assert [arm.ends_warm for arm in (*top_k, *relu)] == [True, False]
     (late,) = grid(TopKSAE, d_sae=64, recipe=RECIPE.replace(lr_warmup=1000))
     assert not late.ends_warm
+
+
+# -- one arm's trouble is not the others' ---------------------------------------------------------
+
+
+class Unmeasurable(ReLUSAE):
+    """Trains well and cannot be evaluated."""
+
+    def latents(self, x: torch.Tensor) -> Latents:
+        if not self.training:
+            raise RuntimeError("no evaluation\nhere")
+        return super().latents(x)
+
+
+def test_an_arm_that_cannot_be_measured_leaves_the_others_theirs(
+    cache: ActivationCache, tmp_path: Path
+) -> None:
+    odd = Arm(Unmeasurable, 16, RECIPE)
+    for _ in range(2):  # the second run tries it again, and it alone
+        table = start(cache, tmp_path / "run", [ARMS[0], odd, ARMS[2]], lm_tokens=0)
+        assert table["fvu"].notna().tolist() == [True, False, True]
+        assert table["status"].tolist() == ["trained"] * 3
+        assert table["reason"][1] == "not measured: RuntimeError: no evaluation here"
+    assert (tmp_path / "run" / "table.csv").exists()
+
+
+class Greedy(ReLUSAE):
+    """Runs out of memory at its twelfth step in this process."""
+
+    left = 12
+
+    def loss_terms(self, *arguments: Any) -> Any:
+        Greedy.left -= 1
+        if Greedy.left == 0:
+            raise torch.OutOfMemoryError("somebody else holds the device")
+        return super().loss_terms(*arguments)
+
+
+def test_running_out_of_memory_costs_no_checkpoint(cache: ActivationCache, tmp_path: Path) -> None:
+    arm = Arm(Greedy, 16, RECIPE.replace(tokens=20 * 64))
+    options = {"lm_tokens": 0, "checkpoint_every": 0.0}
+    table = start(cache, tmp_path / "run", [arm], **options)
+    assert table["status"].item() == "failed"
+    assert "OutOfMemoryError" in table["reason"].item()
+    assert list((tmp_path / "run" / "checkpoints").glob("*/*.safetensors"))
+    Greedy.left = 1_000
+    assert start(cache, tmp_path / "run", [arm], **options)["status"].item() == "trained"
+    assert 1_000 - Greedy.left < 20  # it went on from a checkpoint
+    assert not (tmp_path / "run" / "checkpoints").exists()

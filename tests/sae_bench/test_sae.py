@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_bench.activations import BatchTopK, JumpReLU, LogThreshold, RawThreshold, ReLU, TopK
+from sae_bench.activations import BatchTopK, JumpReLU, LogThreshold, RawThreshold, TopK
 from sae_bench.decoders import FreeRows, UnitRows
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE, ExactJump, PersistentBandwidth, WindowKDE
@@ -331,49 +331,6 @@ def test_any_slot_can_be_swapped_and_the_class_stays_as_it_was() -> None:
     assert sae.slots["penalty"] == RIL1(0.5)
     assert SparseAutoencoder.penalty == L1(1e-2)
     assert SparseAutoencoder(D_IN, D_SAE).threshold is None
-
-
-class WithSlots(SparseAutoencoder):
-    """New defaults with and without annotation, slots of its own, and what is no slot."""
-
-    penalty: Any = L0(0.5)
-    activation = JumpReLU(RawThreshold(0.5))
-    alpha: float = 0.25
-    names: tuple[str, ...] = ("a",)
-    no_default: int
-    not_a_slot = 3
-
-
-def test_a_subclass_adds_slots_and_changes_defaults() -> None:
-    sae = WithSlots(D_IN, D_SAE, alpha=0.5)
-    assert sae.slots == {
-        "activation": JumpReLU(RawThreshold(0.5)),
-        "penalty": L0(0.5),
-        "kernel": BatchKDE(),
-        "decoder": UnitRows(),
-        "alpha": 0.5,
-        "names": ("a",),
-    }
-
-
-@pytest.mark.parametrize(
-    ("slots", "message"),
-    [
-        (
-            {"penality": L1(1.0)},
-            "unknown argument 'penality'; it takes activation, penalty, kernel",
-        ),
-        ({"biases": ()}, "unknown argument 'biases'"),
-        ({"penalty": ReLU()}, r"penalty must be a Penalty, got ReLU\(\)"),
-        ({"penalty": 0.1}, "penalty must be a Penalty, got 0.1"),
-        ({"activation": ReLU}, "activation must be a Activation, got <class"),
-        ({"kernel": L1(1.0)}, "kernel must be a Estimator, got L1"),
-        ({"alpha": "much"}, "alpha must be a float, got 'much'"),
-    ],
-)
-def test_wrong_slots_are_refused_in_one_line(slots: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=f"^WithSlots: {message}"):
-        WithSlots(D_IN, D_SAE, **slots)
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,6 @@ def test_the_parts_of_a_sample_hold_in_every_architecture(name: str) -> None:
 class Remembered(BatchKDE):
     """The batch estimator, by way of samples."""
 
-    is_backward = False  # type: ignore[assignment]
-
 
 @pytest.mark.parametrize(
     ("interference", "expected"), [(0.0, (0.99, 0.01)), (0.5, (1.41, 1.00))], ids=["alone", "noise"]

@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from sae_bench.contexts import Context
 from sae_bench.errors import InputError
-from sae_bench.files import write_atomically
+from sae_bench.files import write_atomically, write_record
 from sae_bench.manifest import Manifest
 from sae_bench.shards import Columns, Shard, sum_of_squares
 
@@ -149,6 +148,6 @@ def test_a_damaged_manifest(tmp_path: Path, content: str) -> None:
 def test_a_missing_or_newer_manifest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no activation cache here"):
         Manifest.load(tmp_path)
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": 99}))
+    write_record(tmp_path / "manifest.json", {"format": 99})
     with pytest.raises(InputError, match="format 99"):
         Manifest.load(tmp_path)

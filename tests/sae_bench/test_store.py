@@ -31,7 +31,7 @@ def trained(arm: Arm, **changes: Any) -> Trained:
 def started(path: Path, arms: list[Arm] = ARMS, **changes: Any) -> RunFolder:
     folder, inputs = RunFolder(path), {**INPUTS, **changes}
     folder.check(arms, inputs)
-    folder.start(arms, inputs)
+    folder.start(arms, inputs, {"command": "test"})
     return folder
 
 
@@ -193,3 +193,61 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("sae_bench.files.os.fsync", broken)
     with pytest.raises(InputError, match=r"cannot be written \(Read-only file system\)"):
         started(tmp_path / "run")
+
+
+# -- damaged files --------------------------------------------------------------------------------
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["sae/sae.safetensors", "sae/config.json", "training.parquet"])
+def test_an_arm_with_a_damaged_file_is_trained_again(tmp_path: Path, name: str) -> None:
+    folder, arm = started(tmp_path), ARMS[0]
+    folder.keep(trained(arm), 1.0, PLACE)
+    flipped(tmp_path / "arms" / arm.key / name)
+    with pytest.warns(UserWarning, match=rf"{name}: missing or damaged; it is made anew"):
+        assert not folder.is_trained(arm)
+
+
+def test_an_arm_with_a_damaged_record_is_trained_again(tmp_path: Path) -> None:
+    folder, arm = started(tmp_path), ARMS[0]
+    folder.keep(trained(arm), 1.0, PLACE)
+    flipped(tmp_path / "arms" / arm.key / "arm.json")
+    with pytest.warns(UserWarning, match=r"arm\.json: damaged .* starts anew"):
+        assert not folder.is_trained(arm)
+
+
+def test_damaged_metrics_are_measured_again(tmp_path: Path) -> None:
+    folder, arm = started(tmp_path), ARMS[0]
+    folder.keep(trained(arm), 1.0, PLACE)
+    folder.keep_evaluation(arm, row(arm))
+    flipped(tmp_path / "arms" / arm.key / "evaluation.parquet")
+    with pytest.warns(UserWarning, match=r"evaluation\.parquet: missing or damaged"):
+        assert not folder.is_evaluated(arm)
+    assert folder.is_trained(arm)
+
+
+def test_half_written_files_do_not_count(tmp_path: Path) -> None:
+    """A stale one beside an arm's files is not among those that must stay as they are."""
+    folder, arm = started(tmp_path), ARMS[0]
+    stale = tmp_path / "arms" / arm.key / "evaluation.parquet.partial"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"half")
+    folder.keep(trained(arm), 1.0, PLACE)
+    stale.unlink()
+    assert folder.is_trained(arm)
+
+
+def test_the_copy_stands_in_for_a_damaged_specification(tmp_path: Path) -> None:
+    folder = started(tmp_path)
+    flipped(tmp_path / "grid.json")
+    folder.check(ARMS, INPUTS)
+    with pytest.raises(InputError, match="holds another grid"):
+        folder.check(ARMS, {"lm_tokens": 1})
+    flipped(tmp_path / "grid.copy.json")
+    with pytest.raises(InputError, match=r"grid\.copy\.json: damaged"):
+        folder.check(ARMS, INPUTS)

@@ -81,7 +81,7 @@ def test_forward_is_a_strict_step(values: list[float], theta: float) -> None:
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda cls: cls.__name__)
 def test_backward_is_the_closed_form(kernel: type[Kernel], to_input: bool) -> None:
     for seed, bandwidth in enumerate((0.05, 0.5, 2.0)):
-        check(case(seed), BatchKDE(kernel(bandwidth), to_input))
+        check(case(seed), BatchKDE(kernel(bandwidth), to_input=to_input))
 
 
 class SeesCodes(_Jump):
@@ -142,7 +142,7 @@ def test_a_scalar_threshold_gathers_the_gradient_of_all_latents() -> None:
 @pytest.mark.parametrize("to_input", [False, True])
 @pytest.mark.parametrize("used", ["f", "step"])
 def test_an_unused_output_contributes_nothing(used: str, to_input: bool) -> None:
-    data, estimator = case(), BatchKDE(Rectangle(0.5), to_input)
+    data, estimator = case(), BatchKDE(Rectangle(0.5), to_input=to_input)
     pre, theta = data.pre.requires_grad_(), data.theta.requires_grad_()
     f, step = jump(pre, theta, estimator)
     loss = (data.g_f * f).sum() if used == "f" else (data.g_step * step).sum()
@@ -155,7 +155,7 @@ def test_an_unused_output_contributes_nothing(used: str, to_input: bool) -> None
 
 @pytest.mark.parametrize("to_input", [False, True])
 def test_either_input_may_be_a_constant(to_input: bool) -> None:
-    data, estimator = case(), BatchKDE(Rectangle(0.5), to_input)
+    data, estimator = case(), BatchKDE(Rectangle(0.5), to_input=to_input)
     both = closed_form(data, estimator)
     for index in range(2):
         inputs = [data.pre.clone(), data.theta.clone()]

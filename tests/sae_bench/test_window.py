@@ -15,7 +15,7 @@ from sae_bench.estimator import Bandwidth, State
 from sae_bench.estimators import BatchKDE, ExactJump, PersistentBandwidth, StraightThrough
 from sae_bench.kernels import Epanechnikov, Gaussian, Kernel, Rectangle, Triangle
 from sae_bench.penalties import L0, Penalty, Tanh, TargetL0
-from sae_bench.samples import Coefficient, Present, Samples
+from sae_bench.samples import Batch, Coefficient, Present, Samples
 from sae_bench.window import WindowKDE
 from tests.near import COEFFICIENTS, isolated, near
 
@@ -89,7 +89,9 @@ def run(window: WindowKDE, steps: list[Step]) -> tuple[list[Tensor], list[State]
         reach = window.reach(state, step.bandwidth)
         samples = near(step.samples, step.present, reach)
         tokens = len(step.samples.pre) // LATENTS
-        gradient, state = window.estimate(state, samples, step.present, tokens, step.bandwidth)
+        gradient, state = window.estimate(
+            state, Batch(samples, step.present, tokens), step.bandwidth
+        )
         gradients.append(gradient)
         states.append(state)
     return gradients, states
@@ -163,10 +165,12 @@ class BakesTheCoefficient(WindowKDE):
         return baked.pull(samples, present, width)
 
     def estimate(
-        self, state: State, samples: Samples, present: Present, *rest: object
+        self, state: State, batch: Batch, bandwidth: Bandwidth | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        now = self.coefficient(samples, present.at(samples.latent))
-        return super().estimate(state, samples._replace(projection=now), present, *rest)  # type: ignore[arg-type]
+        samples = batch.samples
+        now = self.coefficient(samples, batch.present.at(samples.latent))
+        baked = batch._replace(samples=samples._replace(projection=now))
+        return super().estimate(state, baked, bandwidth)
 
 
 class DividesByKept(WindowKDE):
@@ -262,7 +266,9 @@ def overflowing(replicates: int) -> tuple[Samples, Present, Tensor]:
     z = THETA + EPS * (torch.rand(60, 1, generator=generator, dtype=torch.float64) - 0.5)
     order = torch.rand(60, replicates, generator=generator).argsort(0)
     samples, present = isolated(z[:, 0][order], THETA, 0.3)
-    expected = BatchKDE(Triangle(EPS), coefficient=ExactJump()).estimate({}, samples, present, 1000)
+    expected = BatchKDE(Triangle(EPS), coefficient=ExactJump()).estimate(
+        {}, Batch(samples, present, 1000)
+    )
     return samples, present, expected[0]
 
 
@@ -273,7 +279,7 @@ def test_overflow_is_unbiased() -> None:
     for cls in (WindowKDE, IgnoresOverflow):
         window = cls(Triangle(EPS), steps=3, slots=16, coefficient=ExactJump())
         state = {name: v.double() for name, v in window.init(4_000).items()}
-        gradient, state = window.estimate(state, samples, present, 1000)
+        gradient, state = window.estimate(state, Batch(samples, present, 1000))
         assert ((state["weight"] > 0).sum((0, 1)) == 16).all()
         torch.testing.assert_close(state["weight"].sum((0, 1)), torch.full((4_000,), 60.0).double())
         found[cls] = (gradient.mean() - expected.mean()).abs() / gradient.std() * 4_000**0.5
@@ -289,7 +295,7 @@ def test_slots_are_for_samples_within_the_guard_band_only() -> None:
     state = {name: v.double() for name, v in window.init(LATENTS).items()}
     given = near(step.samples, step.present, window.reach(state))
     for samples in (given, step.samples):
-        gradient, after = window.estimate(state, samples, step.present, N)
+        gradient, after = window.estimate(state, Batch(samples, step.present, N))
         torch.testing.assert_close(gradient, direct([step], window.kernel, ExactJump()))
         assert (after["weight"] > 0).sum() == len(given.pre)
 
@@ -302,7 +308,7 @@ def test_bandwidths_of_its_own_reach_the_window() -> None:
     torch.testing.assert_close(outer.reach(state), 3 * state["bandwidth"])
     _, present = isolated(torch.zeros(1, 3), THETA, 0.3)
     nothing = Samples(torch.zeros(0, dtype=torch.int64), *torch.zeros(4, 0))
-    _, after = outer.estimate(state, nothing, present, 10)
+    _, after = outer.estimate(state, Batch(nothing, present, 10))
     torch.testing.assert_close(after["inner_half"][0], 3 * state["bandwidth"])
 
 

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from sae_bench.loading import load_sae, save_sae
-from tests.foreign import D_IN, D_SAE, SAES, SHARED, K, assert_same_codes, raw_inputs, weights
+from tests.foreign import (
+    D_IN,
+    D_SAE,
+    SAES,
+    SHARED,
+    K,
+    assert_same_codes,
+    placed,
+    raw_inputs,
+    weights,
+)
 from tests.refusals import refused
 from tests.sae_bench.formats.files import Edit, Payload, edit_json, edit_pt
 
@@ -76,8 +86,7 @@ def test_unset_thresholds_are_zero(threshold: float, folder: Path) -> None:
 
 
 def test_what_we_write(tmp_path: Path) -> None:
-    sae = SAES["BatchTopKSAE"]
-    sae.provenance = {"model": "m", "site": "layers.3.resid_post"}
+    sae = placed(SAES["BatchTopKSAE"], model="m", site="layers.3.resid_post")
     save_sae(sae, tmp_path, "dictionary-learning")
     config = json.loads((tmp_path / CONFIG).read_text())
     assert config["trainer"] == {

@@ -8,7 +8,7 @@ from architectures import JumpReLUSAE, TopKSAE
 from sae_bench.errors import InputError
 from sae_bench.formats import FORMATS
 from sae_bench.loading import format_of, load_sae, save_sae
-from tests.foreign import SAES, random_sae, raw_inputs, same_sae
+from tests.foreign import SAES, placed, random_sae, raw_inputs, same_sae
 
 REFUSED = {
     ("gemma-scope", "TopKSAE"): "a TopK SAE has no equal JumpReLU SAE",
@@ -54,8 +54,7 @@ def test_what_is_read_is_written_again_as_it_was(format: str, name: str, tmp_pat
 
 @pytest.mark.parametrize("format", ["saelens", "dictionary-learning", "sae-ablations"])
 def test_where_it_belongs_is_kept(format: str, tmp_path: Path) -> None:
-    sae = SAES["JumpReLUSAE"]
-    sae.provenance = PLACE
+    sae = placed(SAES["JumpReLUSAE"], **PLACE)
     save_sae(sae, tmp_path, format)
     found = load_sae(tmp_path).provenance
     assert {name: found[name] for name in PLACE} == PLACE
@@ -64,7 +63,6 @@ def test_where_it_belongs_is_kept(format: str, tmp_path: Path) -> None:
 @every
 def test_nothing_is_known_of_where_it_belongs(format: str, tmp_path: Path) -> None:
     sae = SAES["TopKSAE" if format == "sparsify" else "ReLUSAE"]
-    sae.provenance = {}
     save_sae(sae, tmp_path, format)
     found = load_sae(tmp_path).provenance
     assert found.get("site") is None

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_bench.loading import load_sae, save_sae
-from tests.foreign import D_IN, D_SAE, SAES, K, assert_same_codes, raw_inputs, some
+from tests.foreign import D_IN, D_SAE, SAES, K, assert_same_codes, placed, raw_inputs, some
 from tests.refusals import refused
 from tests.sae_bench.formats.files import Edit, edit_json, edit_safetensors
 
@@ -124,8 +124,8 @@ def test_where_it_belongs(hook: Any, site: str | None, jumprelu: Path) -> None:
 def test_the_config_that_we_write(
     site: str | None, hook: str | None, reshape: str, tmp_path: Path
 ) -> None:
-    sae = SAES["TopKSAE"]
-    sae.provenance = {"model": "m", "site": site, "context": {"class": "VariableLength", "high": 9}}
+    context = {"class": "VariableLength", "high": 9}
+    sae = placed(SAES["TopKSAE"], model="m", site=site, context=context)
     save_sae(sae, tmp_path, "saelens")
     config = json.loads((tmp_path / CONFIG).read_text())
     assert config["reshape_activations"] == reshape
