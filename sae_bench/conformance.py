@@ -15,6 +15,7 @@ from sae_bench.activation_checks import latents_are_sound
 from sae_bench.activations import Latents, ReLU, TopK
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
+from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE
 from sae_bench.kernels import Triangle
 from sae_bench.loading import load_sae
@@ -214,7 +215,11 @@ def objects_where_the_penalty_has_no_gradient(cls: Class) -> None:
     """A penalty on L0 with an activation that cannot pass it on is refused."""
     for activation in (ReLU(), TopK(4)):
         slots = {"activation": activation, "penalty": L0(0.1), "kernel": BatchKDE(Triangle(0.5))}
-        if cls.objection(cls.resolve(slots)):
+        try:
+            resolved = cls.resolve(slots)
+        except InputError:  # its slots are narrower than these
+            continue
+        if cls.objection(resolved):
             continue
         sae, x = cls(D_IN, D_SAE, **slots), _data()  # type: ignore[arg-type]
         with_it, without = (

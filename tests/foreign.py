@@ -12,6 +12,7 @@ from torch import Tensor
 from architectures import BatchTopKSAE, JumpReLUSAE
 from sae_bench.activations import JumpReLU, RawThreshold
 from sae_bench.decoders import FreeRows
+from sae_bench.penalties import NoPenalty
 from sae_bench.sae import SparseAutoencoder
 from tests.small import ARCHITECTURES
 
@@ -62,7 +63,7 @@ def random_sae(cls: type[SparseAutoencoder], seed: int = 0, **slots: Any) -> Spa
     """An SAE of `cls` with these weights, in evaluation mode."""
     if hasattr(cls.activation, "k"):
         slots = {"activation": cls.activation.replace(k=K), **slots}
-    sae = cls(D_IN, D_SAE, **{"decoder": FreeRows(), **slots}).eval()
+    sae = cls(D_IN, D_SAE, **{"decoder": FreeRows(), "penalty": NoPenalty(), **slots}).eval()
     values = weights(seed)
     values["raw_threshold"] = values["threshold"]
     values["log_threshold"] = values["threshold"].clamp(min=0.01).log()

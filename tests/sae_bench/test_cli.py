@@ -109,7 +109,10 @@ def test_a_run_again(
     assert "results/runs/letters/table.csv" in out
     assert "figure: results/runs/letters/figures/fvu_vs_l0.png" in out
     after = contents(finished)
-    assert {name for name in before if before[name] != after[name]} <= {"grid.json"}
+    assert {name for name in before if before[name] != after[name]} <= {
+        "grid.json",
+        "grid.copy.json",
+    }
 
 
 def test_minutes_between_checkpoints(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,13 +165,13 @@ MINE = """
 from dataclasses import dataclass
 
 from architectures import ReLUSAE
-from sae_bench.penalties import L1, Penalty
+from sae_bench.penalties import L1
 from sae_bench.kernels import Kernel, Triangle
 from value_beside import VALUE
 
 
 class ImportedSAE(ReLUSAE):
-    penalty: Penalty = L1(VALUE)
+    penalty: L1 = L1(VALUE)
 
 
 @dataclass(frozen=True)

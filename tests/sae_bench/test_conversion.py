@@ -147,10 +147,11 @@ def test_an_unknown_plain_sae() -> None:
 @each
 def test_other_precisions(name: str, dtype: torch.dtype) -> None:
     sae = random_sae(type(SAES[name])).to(dtype)
-    assert {tensor.dtype for tensor in exportable(sae).tensors.values()} == {dtype}
+    assert {tensor.dtype for tensor in exportable(sae).tensors.values()} == {torch.float32}
     if dtype == torch.float64 and name in THRESHOLDED:
-        x = raw_inputs().double()
-        torch.testing.assert_close(to_jumprelu(sae).encode(x), sae.encode(x))
+        x = raw_inputs()
+        expected = sae.encode(x.double()).float()
+        torch.testing.assert_close(to_jumprelu(sae).encode(x), expected, rtol=1e-4, atol=1e-4)
 
 
 # -- subclasses that compute something else and do not say so -------------------------------------

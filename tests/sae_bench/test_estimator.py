@@ -184,14 +184,9 @@ def test_training_saves_the_gradient_that_would_be_replaced() -> None:
             assert torch.equal(one.grad, other.grad)
 
 
-def test_without_a_threshold_nothing_is_estimated() -> None:
-    sae = SparseAutoencoder(D_IN, D_SAE, kernel=WindowKDE(Rectangle(0.2)))
-    assert not sae.needs_samples
-    before = state_of(sae)
-    loss = sae.loss(torch.ones(3, D_IN))
-    loss.total.backward()
-    sae.estimate_(loss, 1.0)
-    assert state_of(sae) == before
+def test_without_a_threshold_an_estimator_that_remembers_is_refused() -> None:
+    with pytest.raises(InputError, match="ReLU trains no threshold"):
+        SparseAutoencoder(D_IN, D_SAE, kernel=WindowKDE(Rectangle(0.2)))
 
 
 def test_samples_and_compilation_exclude_each_other() -> None:

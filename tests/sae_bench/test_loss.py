@@ -19,7 +19,7 @@ class OneTermSAE(SparseAutoencoder):
         return squared_error(x, reconstruction)
 
 
-class PerTokenSAE(SparseAutoencoder):
+class PerTokenTermSAE(SparseAutoencoder):
     def loss_terms(self, x: Any, latents: Any, reconstruction: Any, sparsity_scale: float) -> Any:
         terms = super().loss_terms(x, latents, reconstruction, sparsity_scale)
         return terms | {"sparsity": latents.f.sum(1)}
@@ -29,7 +29,7 @@ class PerTokenSAE(SparseAutoencoder):
     ("cls", "message"),
     [
         (OneTermSAE, "loss_terms must return a dictionary, got a Tensor"),
-        (PerTokenSAE, r"the loss term 'sparsity' must be a scalar, .* has the shape \(32,\)"),
+        (PerTokenTermSAE, r"the loss term 'sparsity' must be a scalar, .* has the shape \(32,\)"),
     ],
 )
 def test_terms_are_named_scalars(cls: type[SparseAutoencoder], message: str) -> None:

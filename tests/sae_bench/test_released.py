@@ -68,7 +68,7 @@ def test_a_second_call_measures_nothing(
     file: Path, cache: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = start([*ARMS, Released(file)], cache, tmp_path / "run")
-    for name in ("_evaluate", "train_arms"):
+    for name in ("evaluate", "train_arms"):
         monkeypatch.setattr(MODULE, name, forbidden)
     second = start([*ARMS, Released(file)], cache, tmp_path / "run")
     pd.testing.assert_frame_equal(first, second, check_exact=True)
@@ -96,7 +96,7 @@ def test_a_run_killed_before_its_evaluation(
     arms = [*ARMS, Released(file)]
     expected = start(arms, cache, tmp_path / "other").drop(columns="seconds")
     with monkeypatch.context() as patch:
-        patch.setattr(MODULE, "_evaluate", killed)
+        patch.setattr(MODULE, "evaluate", killed)
         with pytest.raises(Killed):
             start(arms, cache, tmp_path / "run")
     file.unlink()  # what was adopted is in the folder

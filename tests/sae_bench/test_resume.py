@@ -20,6 +20,7 @@ from sae_bench.activations import TopK
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
 from sae_bench.checkpoints import Checkpoints
+from sae_bench.components import digest
 from sae_bench.contexts import Packed
 from sae_bench.penalties import L0
 from sae_bench.run import run
@@ -66,7 +67,7 @@ def test_a_second_call_trains_and_measures_nothing(
 ) -> None:
     before = contents(finished)
     monkeypatch.setattr(MODULE, "train_arms", forbidden)
-    monkeypatch.setattr(MODULE, "_evaluate", forbidden)
+    monkeypatch.setattr(MODULE, "evaluate", forbidden)
     monkeypatch.setattr(ActivationCache, "language_model", forbidden)
     start(cache, finished)
     after = contents(finished)
@@ -224,7 +225,8 @@ def test_a_run_without_disturbance_leaves_no_checkpoints(
     start(cache, out)
     assert not (out / "checkpoints").exists()
     assert_same_run(out, finished)
-    (leftover := out / "checkpoints" / "relu-0").mkdir(parents=True)
+    name = f"{ARMS[0].key}-{digest(cache.record())}"
+    (leftover := out / "checkpoints" / name).mkdir(parents=True)
     (leftover / "file").write_text("of a process that was killed after the last arm was kept")
     start(cache, out)
     assert not (out / "checkpoints").exists()

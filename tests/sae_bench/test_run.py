@@ -175,7 +175,7 @@ def refusal(cache: Any, out: Path, arms: list[Arm] = ARMS, **options: Any) -> st
     """The one line; nothing was trained, measured or changed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MODULE, "train_arms", forbidden)
-        patch.setattr(MODULE, "_evaluate", forbidden)
+        patch.setattr(MODULE, "evaluate", forbidden)
         with pytest.raises(InputError) as caught:
             start(cache, out, arms, **options)
     assert "\n" not in str(caught.value)

@@ -38,17 +38,6 @@ class GainJump(JumpReLU):
 
 
 @dataclass(frozen=True)
-class Gain(Activation):
-    """ReLU times a trained gain: no threshold at all."""
-
-    def parameters(self, d_sae: int) -> dict[str, torch.Tensor]:
-        return {"gain": torch.ones(d_sae)}
-
-    def __call__(self, pre: Any, own: Any, estimator: Any) -> Latents:
-        return Latents(pre, pre.relu() * own["gain"], (pre > 0).to(pre.dtype))
-
-
-@dataclass(frozen=True)
 class Undeclared(GainJump):
     trains_threshold = False
 
@@ -63,7 +52,7 @@ def step_of(activation: Activation, kernel: Any) -> SparseAutoencoder:
 
 
 def test_an_estimator_leaves_the_activations_other_parameters_to_backward() -> None:
-    for activation in (GainJump(), Gain()):
+    for activation in (GainJump(),):
         batch, window = (step_of(activation, kernel) for kernel in (BatchKDE(WIDE), WINDOW))
         for name in activation.parameters(1):
             wanted, found = (sae.get_parameter(name).grad for sae in (batch, window))
@@ -76,7 +65,7 @@ def test_an_estimator_leaves_the_activations_other_parameters_to_backward() -> N
 def test_a_threshold_that_is_trained_must_be_declared() -> None:
     with pytest.raises(
         InputError,
-        match=r"^Undeclared: set trains_threshold = True: its threshold depends on raw_threshold",
+        match="Undeclared trains no threshold: state and exact-jump coefficients change nothing",
     ):
         step_of(Undeclared(), WINDOW)
 
@@ -128,7 +117,7 @@ def test_a_subclass_of_the_batch_estimator_is_called() -> None:
 
 
 @dataclass(frozen=True)
-class Hoyer(Penalty):
+class HoyerSquare(Penalty):
     """(sum f)^2 / sum f^2: what one code costs depends on the others."""
 
     def value(self, latents: Any, W_dec: Any) -> Any:
@@ -143,20 +132,20 @@ def test_what_single_samples_cannot_charge_is_skipped_with_a_reason(tmp_path: Pa
             SparseAutoencoder,
             d_sae=D_SAE,
             activation=JumpReLU(RawThreshold(0.1)),
-            penalty=Hoyer(0.01),
+            penalty=HoyerSquare(0.01),
             kernel=kernels,
             recipe=RECIPE,
         ),
-        *grid(ReLUSAE, d_sae=D_SAE, penalty=Hoyer(0.01), kernel=WINDOW, recipe=RECIPE),
+        *grid(ReLUSAE, d_sae=D_SAE, penalty=HoyerSquare(0.01), kernel=WINDOW, recipe=RECIPE),
     ]
     table = run(arms, train=small_cache(), out=tmp_path / "run", device="cpu")
-    assert list(table["status"]) == ["trained", "skipped", "skipped", "trained"]
+    assert list(table["status"]) == ["trained", "skipped", "skipped", "skipped"]
     for reason in table["reason"][1:3]:
         assert reason == (
-            "Hoyer defines no slope and no jump: thresholds can be trained by BatchKDE with "
+            "HoyerSquare defines no slope and no jump: thresholds can be trained by BatchKDE with "
             "straight-through coefficients only"
         )
     f = torch.ones(2)
-    for method in (Hoyer(0.01).slope, Hoyer(0.01).jump):
-        with pytest.raises(InputError, match=r"^Hoyer: Hoyer defines no slope"):
+    for method in (HoyerSquare(0.01).slope, HoyerSquare(0.01).jump):
+        with pytest.raises(InputError, match=r"^HoyerSquare: HoyerSquare defines no slope"):
             method(f, f)
