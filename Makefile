@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INTEROP := .venv-interop
 LIBRARIES := tests/interop/constraints.txt
 
-.PHONY: quickstart test test-interop check format clean
+.PHONY: test-faults quickstart test test-interop check format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ test: $(VENV)/installed  ## all tests, on two processes
 
 test-interop: $(INTEROP)/installed  ## formats against SAELens, dictionary_learning and sparsify
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(INTEROP)/bin/pytest --disable-warnings tests/interop
+
+test-faults: $(VENV)/installed  ## kill and damage runs, over and over: about 15 minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m faults tests/faults --timeout 1800
 
 check: $(VENV)/installed  ## formatter, linter, type checker, layer contracts
 	$(BIN)/ruff format --check .
