@@ -1,6 +1,9 @@
 """Whole runs of a small grid on a tiny language model: what comes out, and what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+import sae_bench
 from architectures import ReLUSAE, TopKSAE
 from sae_bench.ablation import Results
 from sae_bench.activations import Latents
@@ -258,22 +262,51 @@ def test_an_empty_folder_is_taken(cache: ActivationCache, tmp_path: Path) -> Non
 # --- what is no list of arms, no evaluation set ------------------------------------------------
 
 
-def test_arms_and_sets_of_other_types(cache: ActivationCache, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert "put the one arm into [ ]" in refusal(cache, out, ARMS[0])  # type: ignore[arg-type]
-    assert "got a list; join grids with" in refusal(cache, out, [ARMS])  # type: ignore[list-item]
-    assert "must be a list of arms, got an int" in refusal(cache, out, 3)  # type: ignore[arg-type]
-    x = torch.zeros(3, 4)
-    assert "or caches by name, got a Tensor" in refusal(cache, out, evaluate=x)
-    assert "set 'x' must be an ActivationCache, got a Tensor" in refusal(
-        cache, out, evaluate={"x": x}
+MISTAKES = """
+import torch
+from architectures import ReLUSAE
+from sae_bench import ActivationCache, InputError, Recipe, evaluate, grid, run
+
+x = torch.ones(64, 4)
+cache, arms = ActivationCache.from_tensor(x), grid(ReLUSAE, d_sae=8, recipe=Recipe(32, 32))
+for mistake in (
+    lambda: run(arms[0], cache, out="run"),
+    lambda: run([arms], cache, out="run"),
+    lambda: run(3, cache, out="run"),
+    lambda: run(arms, cache, x, out="run"),
+    lambda: run(arms, cache, {"name": x}, out="run"),
+    lambda: evaluate(ReLUSAE(4, 8), x),
+    lambda: evaluate(["folder"], cache),
+):
+    try:
+        mistake()
+    except InputError as error:
+        print(error)
+"""
+REFUSALS = (
+    "put the one arm into [ ]",
+    "got a list; join grids with [*grid(...), *grid(...)]",
+    "must be a list of arms, got an int",
+    "or caches by name, got a Tensor",
+    "set 'name' must be an ActivationCache, got a Tensor",
+    "or caches by name, got a Tensor",
+    "takes SAEs, got a str",
+)
+
+
+def test_arms_and_sets_of_other_types(tmp_path: Path) -> None:
+    """As users see it: in a process where no run-time type checker comes first."""
+    path = os.pathsep.join([str(Path(sae_bench.__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-c", MISTAKES]
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
-    for sets in (x, {"x": x}):
-        with pytest.raises(InputError, match="got a Tensor"):
-            evaluate(ReLUSAE(4, 8), sets)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="takes SAEs, got a str"):
-        evaluate(["folder"], cache)  # type: ignore[list-item]
-    assert not out.exists()
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(REFUSALS), done.stderr
+    for line, words in zip(lines, REFUSALS, strict=True):
+        assert words in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_training_data_is_called_so(tmp_path: Path) -> None:
