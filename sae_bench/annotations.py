@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 import numpy as np
 
-from sae_bench.errors import InputError
+from sae_bench.errors import InputError, a
 
 WORDS = {
     float: "a number",
@@ -105,7 +105,7 @@ def _expected(hint: Any) -> str:
     if hint in WORDS:
         return WORDS[hint]
     name = getattr(origin or hint, "__name__", str(hint))
-    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+    return a(name)
 
 
 def _resolved(hint: str, owner: type) -> Any:

@@ -70,6 +70,15 @@ class Arm:
         """Why this cell has no meaning and is skipped, or None."""
         return self.architecture.objection(self.slots)
 
+    @property
+    def ends_warm(self) -> bool:
+        """Whether warm-ups and decay fit into the run; without a penalty, its warm-up does not
+        matter."""
+        recipe = self.recipe
+        if not self.slots["penalty"].coefficient:
+            recipe = recipe.replace(penalty_warmup=0)
+        return recipe.ends_warm
+
     def build(self, d_in: int) -> SparseAutoencoder:
         """The untrained SAE."""
         return self.architecture(d_in, self.d_sae, seed=self.seed, **self.slots)

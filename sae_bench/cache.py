@@ -173,6 +173,8 @@ class ActivationCache(ActivationSource):
             InputError: there is none, or it is damaged.
         """
         folder, target = Path(folder).expanduser(), default_device(device)
+        if folder.name in (TRAINING, HELD_OUT) and (folder / "manifest.json").exists():
+            raise InputError(f"{folder}: is one side of a cache; give the folder {folder.parent}")
         cache = cls._stored(folder / TRAINING, None, target, None)
         if (folder / HELD_OUT / "manifest.json").exists():
             cache.held_out = cls._stored(folder / HELD_OUT, None, target, None)

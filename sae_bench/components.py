@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from sae_bench.annotations import annotations, fit, is_class_variable
-from sae_bench.errors import InputError
+from sae_bench.errors import InputError, a
 
 T = TypeVar("T")
 
@@ -192,7 +192,7 @@ def from_record(base: type[C], record: Any, where: str = "record") -> C:
         InputError: the class is unknown or not a `base`, or a field is missing, unknown or wrong.
     """
     if not isinstance(record, Mapping) or not isinstance(record.get("class"), str):
-        raise InputError(f"{where}: expected the record of a {base.__name__}, got {record!r:.80}")
+        raise InputError(f"{where}: expected the record of {a(base.__name__)}, got {record!r:.80}")
     cls = find_class(base, record["class"], where)
     names = {field.name for field in dataclasses.fields(cls)}
     given = {key: value for key, value in record.items() if key != "class"}

@@ -8,6 +8,16 @@ class InputError(ValueError):
     """
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 arm`, `2 arms`, for messages."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def a(noun: str) -> str:
+    """`a Kernel`, `an Estimator`, for messages."""
+    return f"{'an' if noun[0] in 'AEIOaeio' else 'a'} {noun}"
+
+
 def one_line(error: Exception) -> str:
     """An error in one line: its kind and its text."""
     text = " ".join(str(error).split())[:300]

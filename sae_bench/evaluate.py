@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pandas as pd
 
 from sae_bench.cache import ActivationCache
-from sae_bench.errors import InputError
+from sae_bench.errors import InputError, a
 from sae_bench.models import LanguageModel
 from sae_bench.reconstruction import measure
 from sae_bench.sae import SparseAutoencoder
@@ -39,13 +39,17 @@ def evaluate(
     SAEs are measured in evaluation mode; nothing about them is different afterwards.
 
     Raises:
-        InputError: no SAE or no set, an SAE of another width than the activations, a language
-            model that cannot be found again. Nothing has been measured then.
+        InputError: no SAE or no set, or something else in their place, an SAE of another width
+            than the activations, a language model that cannot be found again. Nothing has been
+            measured then.
     """
     saes = [saes] if isinstance(saes, SparseAutoencoder) else list(saes)
-    named = sets if isinstance(sets, Mapping) else {"held-out": sets}
-    if not saes or not named:
-        raise InputError(f"evaluate: {len(saes)} SAEs and {len(named)} evaluation sets were given")
+    named = named_sets(sets)
+    if not saes:
+        raise InputError("evaluate: no SAEs were given")
+    for sae in saes:
+        if not isinstance(sae, SparseAutoencoder):
+            raise InputError(f"evaluate: takes SAEs, got {a(type(sae).__name__)}; see load_sae")
     for name, cache in named.items():
         for sae in saes:
             if sae.d_in != cache.d_in:
@@ -63,6 +67,31 @@ def evaluate(
             for index, (metrics, loss) in enumerate(zip(results, losses, strict=True)):
                 rows.append({"sae": index, "eval_set": name, **metrics, **loss})
     return pd.DataFrame(rows).sort_values("sae", kind="stable", ignore_index=True)
+
+
+def named_sets(
+    given: ActivationCache | Mapping[str, ActivationCache],
+) -> dict[str, ActivationCache]:
+    """Evaluation sets by name; a single cache is called `held-out`.
+
+    Raises:
+        InputError: none, or something else than caches.
+    """
+    if isinstance(given, ActivationCache):
+        given = {"held-out": given}
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"evaluate: must be a cache, or caches by name, got {a(type(given).__name__)}; "
+            "ActivationCache.from_tensor(x, held_out=0) makes one from activations"
+        )
+    if not given:
+        raise InputError("evaluate: no evaluation set is named")
+    for name, cache in given.items():
+        if not isinstance(cache, ActivationCache):
+            raise InputError(
+                f"evaluate: set {name!r} must be an ActivationCache, got {a(type(cache).__name__)}"
+            )
+    return dict(given)
 
 
 def language_models(

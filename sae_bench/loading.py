@@ -66,6 +66,8 @@ def format_of(path: Path) -> Format:
         raise InputError(f"{path}: no such file or folder")
     if found := _claimant(path):
         return found
+    if (inner := path / "sae").is_dir():
+        raise InputError(f"{path}: an arm of a run; its SAE is {inner}")
     known = "; ".join(f"{name}: {each.files}" for name, each in FORMATS.items())
     raise InputError(f"{path}: no SAE in a known format ({known})")
 

@@ -23,7 +23,7 @@ def load(place: str) -> ModuleType:
     try:
         with _importable(Path.cwd()):
             return importlib.import_module(place)
-    except (ImportError, SyntaxError, ValueError) as error:
+    except (ImportError, SyntaxError, TypeError, ValueError) as error:
         raise InputError(f"{place!r}: {error}; give a module or the path of a .py file") from None
 
 

@@ -1,8 +1,8 @@
 """How far work has come: a bar on a terminal, a line a minute on stderr where there is none."""
 
 import sys
-import time
 from collections.abc import Iterable, Iterator
+from time import monotonic
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -28,7 +28,7 @@ class Progress:
         self._name, self._total, self._unit = name, total, unit
         self._done = self._before = done
         self._note = ""
-        self._started = self._shown = time.monotonic()
+        self._started = self._shown = monotonic()
         self._bar = tqdm(desc=name, initial=done, total=total, unit=f" {unit}", disable=None)
 
     def __enter__(self) -> Self:
@@ -51,7 +51,7 @@ class Progress:
         """More of it is done."""
         self._done += units
         self._bar.update(units)
-        now = time.monotonic()
+        now = monotonic()
         if self._bar.disable and now - self._shown >= EVERY:
             self._shown = now
             print(self._line(now - self._started), file=sys.stderr, flush=True)

@@ -15,13 +15,13 @@ from sae_bench.components import Component, from_record
 from sae_bench.contexts import ContextPolicy
 from sae_bench.devices import default_device
 from sae_bench.environment import environment
-from sae_bench.errors import InputError, one_line
-from sae_bench.evaluate import LM_TOKENS, evaluate, language_models
+from sae_bench.errors import InputError, a, counted, one_line
+from sae_bench.evaluate import LM_TOKENS, evaluate, language_models, named_sets
 from sae_bench.models import LanguageModel
 from sae_bench.released import Released
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.source import ActivationSource
-from sae_bench.store import RunFolder
+from sae_bench.store import SKIPPED, RunFolder
 from sae_bench.train import train as train_arms
 
 
@@ -63,7 +63,7 @@ def run(
             language model that cannot be found again, a folder that holds another grid, a negative
             time between checkpoints. Nothing has been trained or written then.
     """
-    arms = list(arms)
+    arms = _listed(arms)
     if not isinstance(train, ActivationSource):
         raise InputError(
             f"run: train must be one source of activations, got {type(train).__name__}; "
@@ -112,7 +112,9 @@ def run(
                     unmeasurable[arm.key] = f"not measured: {rows}"
                 else:
                     folder.keep_evaluation(arm, rows)
-        return folder.finish(arms, _columns(place), unmeasurable)
+        table = folder.finish(arms, _columns(place), unmeasurable)
+    _report_failed(table)
+    return table
 
 
 def _measured(
@@ -135,6 +137,19 @@ def _measured(
     return [rows[rows["sae"] == index].drop(columns="sae") for index in range(len(saes))]
 
 
+def _listed(arms: Any) -> list[Arm | Released]:
+    if isinstance(arms, Arm | Released):
+        raise InputError("run: arms must be a list; put the one arm into [ ]")
+    if not isinstance(arms, Iterable):
+        raise InputError(f"run: arms must be a list of arms, got {a(type(arms).__name__)}")
+    arms = list(arms)
+    for arm in arms:
+        if not isinstance(arm, Arm | Released):
+            advice = "; join grids with [*grid(...), *grid(...)]" if isinstance(arm, list) else ""
+            raise InputError(f"run: arms must be Arm objects, got {a(type(arm).__name__)}{advice}")
+    return arms
+
+
 def _evaluation_sets(
     train: ActivationSource, given: ActivationCache | Mapping[str, ActivationCache] | None
 ) -> dict[str, ActivationCache]:
@@ -145,11 +160,10 @@ def _evaluation_sets(
                 "pass evaluate={'name': cache} with other documents"
             )
         return {"held-out": train.held_out}
-    if isinstance(given, ActivationCache):
-        given = {"held-out": given}
-    if not given:
-        raise InputError("run: evaluate={} names no evaluation set")
-    for name, cache in given.items():
+    if isinstance(given, ActivationCache) and given.record() == train.record():
+        given = {"training": given}
+    sets = named_sets(given)
+    for name, cache in sets.items():
         if cache.d_in != train.d_in:
             raise InputError(
                 f"run: evaluation set {name!r} has width {cache.d_in}, "
@@ -157,7 +171,7 @@ def _evaluation_sets(
             )
         if cache.record() == train.record():
             warnings.warn(f"evaluation set {name!r} is the training data", stacklevel=3)
-    return dict(given)
+    return sets
 
 
 def _check(arms: list[Arm | Released], train: ActivationSource) -> None:
@@ -173,11 +187,22 @@ def _check(arms: list[Arm | Released], train: ActivationSource) -> None:
         else:
             train.batches(arm.recipe.batch_size, arm.recipe.data_seed)  # refuses what it can't give
     cells = [arm for arm in arms if isinstance(arm, Arm)]
-    if short := [arm.key for arm in cells if not arm.recipe.ends_warm]:
+    if short := [arm.key for arm in cells if not arm.ends_warm]:
         warnings.warn(
-            f"{len(short)} arms end before their warm-ups and decay do, {short[0]} among them: "
-            "their penalty or learning rate never reaches the value in the table; "
-            "shorten lr_warmup, lr_decay or penalty_warmup",
+            f"{counted(len(short), 'arm')} would be trained for too few steps for the warm-ups and "
+            f"decay, {short[0]} for example: penalty or learning rate never reach the value in the "
+            "table; shorten lr_warmup, lr_decay or penalty_warmup",
+            stacklevel=3,
+        )
+
+
+def _report_failed(table: pd.DataFrame) -> None:
+    failed = table[table["reason"].astype(bool) & (table["status"] != SKIPPED)]
+    if len(failed):
+        first = failed.iloc[0]
+        warnings.warn(
+            f"{counted(len(failed), 'arm')} of {len(table['arm'].unique())} failed: "
+            f"{first['arm']}: {first['reason']}",
             stacklevel=3,
         )
 

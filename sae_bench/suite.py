@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from sae_bench.components import Component, from_record
-from sae_bench.errors import InputError
+from sae_bench.errors import InputError, counted
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Component)
@@ -65,8 +65,7 @@ class Suite(Generic[T]):
             raise InputError(f"{thing!r:.60} is no {self.kind}")
         if found := self.failures(cast(T, thing)):
             lines = [f"{name}: {message}" for name, message in found.items()]
-            count = f"{len(found)} check{'s' * (len(found) > 1)} failed"
-            raise AssertionError("\n".join([count, *lines]))
+            raise AssertionError("\n".join([f"{counted(len(found), 'check')} failed", *lines]))
 
 
 class ComponentSuite(Suite[C]):

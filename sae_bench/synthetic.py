@@ -83,7 +83,16 @@ class SyntheticFeatures(Component):
         return x, codes
 
     def cache(self, rows: int, seed: int, held_out: float = 0.1) -> ActivationCache:
-        """`rows` training tokens, and the share `held_out` of all rows more for evaluation."""
+        """`rows` training tokens, and the share `held_out` of all rows more for evaluation.
+
+        Raises:
+            InputError: no rows, or no share below 1.
+        """
+        if not (isinstance(rows, int) and rows >= 1 and 0 <= held_out < 1):
+            raise InputError(
+                f"{self.label}: rows must be a positive integer and held_out a share in [0, 1), "
+                f"got {rows!r:.40} and {held_out!r:.40}"
+            )
         total = math.ceil(rows / (1 - held_out))
         x, _ = self.sample(total, seed)
         return ActivationCache.from_tensor(x, held_out=(total - rows) / total, name=self.label)

@@ -165,9 +165,9 @@ def test_the_mode_is_restored_after_an_error(cache: ActivationCache) -> None:
 def test_wrong_input(cache: ActivationCache) -> None:
     with pytest.raises(InputError, match=r"width 8, evaluation set 'held-out' holds width 32"):
         evaluate(random_saes(8), held_out(cache))
-    with pytest.raises(InputError, match="0 SAEs"):
+    with pytest.raises(InputError, match="no SAEs were given"):
         evaluate([], held_out(cache))
-    with pytest.raises(InputError, match="0 evaluation sets"):
+    with pytest.raises(InputError, match="no evaluation set is named"):
         evaluate(random_saes(32), {})
     with pytest.raises(InputError, match="lm_tokens"):
         evaluate(random_saes(32), held_out(cache), lm_tokens=-1)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
+from architectures import ReLUSAE
 from sae_bench.activations import JumpReLU, RawThreshold
+from sae_bench.errors import InputError
 from sae_bench.files import checksum, read_json, write_atomically, write_json
 from sae_bench.loading import load_sae
 from sae_bench.penalties import L0
@@ -194,3 +196,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space left"):
         write_atomically(path, half)
     assert read_json(path)["list"] == [1, 2]
+
+
+def test_the_folder_of_an_arm_says_where_its_sae_is(tmp_path: Path) -> None:
+    ReLUSAE(4, 8).save(tmp_path / "arm" / "sae")
+    with pytest.raises(InputError, match=r"arm: an arm of a run; its SAE is .*arm/sae$"):
+        load_sae(tmp_path / "arm")

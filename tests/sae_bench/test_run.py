@@ -1,6 +1,9 @@
 """Whole runs of a small grid on a tiny language model: what comes out, and what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from architectures import ReLUSAE
+import sae_bench
+from architectures import ReLUSAE, TopKSAE
 from sae_bench.ablation import Results
 from sae_bench.activations import Latents
 from sae_bench.arm import Arm, grid
@@ -190,7 +194,7 @@ def test_wrong_arguments(cache: ActivationCache, tmp_path: Path) -> None:
     assert "given twice" in refusal(cache, out, [ARMS[0], ARMS[1], ARMS[0]])
     assert "fewer tokens than one batch of 1280" in refusal(cache, out, big)
     assert "no held-out split" in refusal(alone, out)
-    assert "names no evaluation set" in refusal(cache, out, evaluate={})
+    assert "no evaluation set is named" in refusal(cache, out, evaluate={})
     assert "width 8" in refusal(cache, out, evaluate={"other": tensor_cache()})
     assert "'nonsense'" in refusal(cache, out, device="nonsense")
     assert "lm_tokens" in refusal(cache, out, lm_tokens=-5)
@@ -253,6 +257,81 @@ def test_places_that_are_no_run_folder(cache: ActivationCache, tmp_path: Path) -
 
 def test_an_empty_folder_is_taken(cache: ActivationCache, tmp_path: Path) -> None:
     assert len(start(cache, tmp_path, ARMS[:1], lm_tokens=0)) == 1
+
+
+# --- what is no list of arms, no evaluation set ------------------------------------------------
+
+
+MISTAKES = """
+import torch
+from architectures import ReLUSAE
+from sae_bench import ActivationCache, InputError, Recipe, evaluate, grid, run
+
+x = torch.ones(64, 4)
+cache, arms = ActivationCache.from_tensor(x), grid(ReLUSAE, d_sae=8, recipe=Recipe(32, 32))
+for mistake in (
+    lambda: run(arms[0], cache, out="run"),
+    lambda: run([arms], cache, out="run"),
+    lambda: run(3, cache, out="run"),
+    lambda: run(arms, cache, x, out="run"),
+    lambda: run(arms, cache, {"name": x}, out="run"),
+    lambda: evaluate(ReLUSAE(4, 8), x),
+    lambda: evaluate(["folder"], cache),
+):
+    try:
+        mistake()
+    except InputError as error:
+        print(error)
+"""
+REFUSALS = (
+    "put the one arm into [ ]",
+    "got a list; join grids with [*grid(...), *grid(...)]",
+    "must be a list of arms, got an int",
+    "or caches by name, got a Tensor",
+    "set 'name' must be an ActivationCache, got a Tensor",
+    "or caches by name, got a Tensor",
+    "takes SAEs, got a str",
+)
+
+
+def test_arms_and_sets_of_other_types(tmp_path: Path) -> None:
+    """As users see it: in a process where no run-time type checker comes first."""
+    path = os.pathsep.join([str(Path(sae_bench.__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-c", MISTAKES]
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(REFUSALS), done.stderr
+    for line, words in zip(lines, REFUSALS, strict=True):
+        assert words in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_training_data_is_called_so(tmp_path: Path) -> None:
+    cache = tensor_cache()
+    arms = grid(ReLUSAE, d_sae=16, recipe=RECIPE)
+    with pytest.warns(UserWarning, match="evaluation set 'training' is the training data"):
+        table = run(arms, cache, cache, out=tmp_path / "run", device="cpu")
+    assert list(table["eval_set"]) == ["training"]
+
+
+def test_failed_arms_are_reported(tmp_path: Path) -> None:
+    arms = [
+        *grid(ReLUSAE, d_sae=16, recipe=RECIPE),
+        *grid(ReLUSAE, d_sae=16, recipe=RECIPE.replace(lr=1e30)),
+    ]
+    with pytest.warns(UserWarning, match=f"^1 arm of 2 failed: {arms[1].key}: diverged"):
+        run(arms, tensor_cache(), out=tmp_path / "run", device="cpu")
+
+
+def test_the_warm_up_of_no_penalty_does_not_matter() -> None:
+    slow = RECIPE.replace(penalty_warmup=1000)
+    top_k, relu = grid(TopKSAE, d_sae=64, recipe=slow), grid(ReLUSAE, d_sae=64, recipe=slow)
+    assert [arm.ends_warm for arm in (*top_k, *relu)] == [True, False]
+    (late,) = grid(TopKSAE, d_sae=64, recipe=RECIPE.replace(lr_warmup=1000))
+    assert not late.ends_warm
 
 
 # -- one arm's trouble is not the others' ---------------------------------------------------------

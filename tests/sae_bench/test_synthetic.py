@@ -74,3 +74,9 @@ def test_recovery() -> None:
 def test_bad_input(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
         SyntheticFeatures(**{"d_in": 8, "n_features": 12, "mean_l0": 3.0, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(0, 0.1), (-1, 0.1), (10, 1.0), (10, -0.1)])
+def test_a_cache_of_no_rows(rows: int, held_out: float) -> None:
+    with pytest.raises(InputError, match="rows must be a positive integer and held_out a share"):
+        SyntheticFeatures(4, 8, 2.0).cache(rows, 0, held_out)

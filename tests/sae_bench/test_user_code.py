@@ -155,7 +155,8 @@ def test_a_file_edited_after_its_first_use_changes_nothing(tmp_path: Path) -> No
 
 
 def test_loading_warns_of_other_code(tmp_path: Path) -> None:
-    made(1)(4, 8).save(tmp_path / "saved")
+    older = made(1)
+    older(4, 8).save(tmp_path / "saved")
     plain = ReLUSAE(4, 8)
     plain.save(tmp_path / "plain")
     assert plain.provenance == load_sae(tmp_path / "plain").provenance == {}
