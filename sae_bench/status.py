@@ -12,25 +12,26 @@ from sae_bench.store import DONE, EVALUATION, FAILED, RunFolder
 STATES = {
     "done": "trained and measured",
     "trained": "trained, not measured yet",
-    "running": "under way in a process that is at work now",
-    "stopped": "under way, and nobody is at work: run again to go on from the checkpoint",
-    "waiting": "not begun",
+    "running": "begun, and a process is at work in the folder now",
+    "stopped": "begun, and nobody is at work: run again to go on from the checkpoint",
+    "waiting": "not begun, or stopped before its first checkpoint",
     "failed": "ended with the reason given; tried again at the next run",
     "skipped": "a combination without meaning",
     "stale": "left from another specification; not used",
-    "damaged": "its record is not as it was written; trained again at the next run",
+    "damaged": "a file of it is not as it was written; made anew at the next run, as `detail` says",
 }
 """What the states of arms mean."""
 
 
 def status(path: str | Path) -> pd.DataFrame:
-    """One row for each arm of the run in a folder, and for what other grids left there.
+    """One row for each arm of the run in a folder, and for what other grids left there. Every file
+    of the arms is read; nothing is written, and a run at work is not disturbed.
 
     Columns: `arm` (its key), `state` (see `STATES`), `step` and `steps` of training, `detail` (a
     reason). Times, losses and metrics are in the tables.
 
     Raises:
-        InputError: the folder holds no run.
+        InputError: the folder holds no run, or cannot be read.
     """
     folder = RunFolder(Path(path))
     specification = folder.specification()
@@ -40,11 +41,11 @@ def status(path: str | Path) -> pd.DataFrame:
     busy = folder.is_in_use
     rows = [_row(folder, key, record, skipped.get(key), busy) for key, record in arms.items()]
     left = sorted(entry.name for entry in (folder.path / "arms").glob("*") if entry.is_dir())
-    rows += [{"arm": key, "state": "stale"} for key in left if key not in arms]
+    rows += [{"arm": key, "state": "stale", "detail": ""} for key in left if key not in arms]
     columns = ["arm", "state", "step", "steps", "detail"]
     table = pd.DataFrame(rows).reindex(columns=columns)
     table[["step", "steps"]] = table[["step", "steps"]].astype("Int64")
-    return table.fillna({"detail": ""})
+    return table
 
 
 def _row(
@@ -52,19 +53,22 @@ def _row(
 ) -> dict[str, Any]:
     recipe = record.get("recipe")
     steps = recipe["tokens"] // recipe["batch_size"] if recipe else None
-    row = {"arm": key, "step": None, "steps": steps}
+    row = {"arm": key, "step": None, "steps": steps, "detail": ""}
     if skipped:
         return {**row, "state": "skipped", "detail": skipped}
+    step = folder.checkpointed(key)
+    if busy and step is not None:
+        return {**row, "state": "running", "step": step}
     try:
         outcome = folder.recorded(key)
     except DamagedFileError as error:
-        return {**row, "state": "damaged", "detail": str(error)}
+        return {**row, "state": "damaged", "detail": f"{error}; the arm is trained again"}
     if outcome is None:
-        step = folder.checkpointed(key)
-        begun = "running" if busy else "stopped" if step else "waiting"
-        return {**row, "state": begun, "step": step}
+        return {**row, "state": "stopped", "step": step} if step else {**row, "state": "waiting"}
     if outcome["status"] == FAILED:
         return {**row, "state": "failed", "detail": outcome["reason"]}
     assert outcome["status"] in DONE
+    if damage := folder.damage(key, outcome):
+        return {**row, "state": "damaged", "detail": damage}
     state = "done" if EVALUATION in outcome["files"] else "trained"
     return {**row, "state": state, "step": steps}

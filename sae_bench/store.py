@@ -11,6 +11,7 @@ of the others: an arm without it is trained again, from its newest checkpoint if
 is one that failed or whose files are damaged, from the start; a trained one never.
 """
 
+import fcntl
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ ENDED = ("status", "reason", "activation_scale", "seconds")
 ARM, EVALUATION = "arm.json", "evaluation.parquet"
 """Files of an arm: its record, with checksums of all the others, and its metrics."""
 CHECKPOINTS = "checkpoints"
+PATIENCE = 1.0
+"""Seconds that a run waits for its folder: `is_in_use` has a share in the lock for an instant."""
 WRITTEN = (".json", ".safetensors", ".parquet")
 """What an arm's files end with; what a killed process left half-written ends otherwise."""
 MEASURED = (
@@ -121,15 +124,20 @@ class RunFolder:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether a process is at work in the folder."""
-        lock = FileLock(self._lock)
-        if not self._lock.exists():
-            return False
+        """Whether a process is at work in the folder, which need not be writable.
+
+        Raises:
+            InputError: the lock cannot be read.
+        """
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            with self._lock.open("rb") as file:  # closing it gives up what the next line takes
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
             return True
-        lock.release()
+        except OSError as error:
+            raise InputError(f"{self._lock}: cannot be read ({error.strerror})") from None
         return False
 
     @contextmanager
@@ -142,7 +150,7 @@ class RunFolder:
         lock = FileLock(self._lock)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise InputError(f"{self.path}: another process is at work in this folder") from None
         except OSError as error:
@@ -167,7 +175,7 @@ class RunFolder:
             if not self._copy.exists():
                 raise DamagedFileError(f"{error}, or not a run's; choose another folder") from None
             found = read_record(self._copy)
-        if found["version"] != VERSION:
+        if found.get("version") != VERSION:
             raise InputError(f"{self._specification}: of another version; choose another folder")
         return found
 
@@ -212,7 +220,8 @@ class RunFolder:
         return read_record(path) if path.exists() else None
 
     def checkpointed(self, key: str) -> int | None:
-        """The step of the newest checkpoint of an arm, by its key, or None."""
+        """The step of the newest checkpoint of an arm that has begun and not ended, by its key: 0
+        before the first one; None if it has not begun."""
         return newest_step(self.path / CHECKPOINTS, key)
 
     def outcome(self, arm: Arm | Released) -> dict[str, Any] | None:
@@ -229,16 +238,34 @@ class RunFolder:
         outcome = self.outcome(arm)
         if outcome is None or outcome["status"] not in DONE:
             return False
-        names = (name for name in outcome["files"] if name != EVALUATION)
-        return all(self._is_intact(arm, name, outcome) for name in names)
+        names = [name for name in outcome["files"] if name != EVALUATION]
+        return not self._damage(arm, outcome, names)
 
-    def _is_intact(self, arm: Arm | Released, name: str, outcome: Mapping[str, Any]) -> bool:
-        """Whether a file of an arm is there, and as it was written; if not, one warning says so."""
-        path = self._of(arm) / name
-        if path.exists() and checksum(path) == outcome["files"][name]:
-            return True
-        warnings.warn(f"{path}: missing or damaged; it is made anew", stacklevel=3)
-        return False
+    def _damage(
+        self, arm: Arm | Released, outcome: Mapping[str, Any], names: Sequence[str]
+    ) -> str | None:
+        """What `damage` finds; one warning says it."""
+        if found := self.damage(arm.key, outcome, names):
+            warnings.warn(found, stacklevel=4)
+        return found
+
+    def damage(
+        self, key: str, outcome: Mapping[str, Any], names: Sequence[str] | None = None
+    ) -> str | None:
+        """The first file of an arm that is not there, or not as it was written, and what the next
+        run does about it; None if there is none.
+
+        Args:
+            key: of the arm.
+            outcome: its record.
+            names: which of its files to read; None: all.
+        """
+        chosen = outcome["files"] if names is None else names
+        for name in sorted(chosen, key=lambda name: name == EVALUATION):  # the least of damages
+            path = self.path / "arms" / key / name
+            if not (path.is_file() and checksum(path) == outcome["files"][name]):
+                return f"{path}: missing or damaged; {_remedy(name, outcome)}"
+        return None
 
     def keep(self, trained: Trained, scale: float, place: Mapping[str, Any]) -> None:
         """Stores an arm that ended.
@@ -299,7 +326,7 @@ class RunFolder:
         outcome = self.outcome(arm)
         if outcome is None or EVALUATION not in outcome["files"]:
             return False
-        return self.is_trained(arm) and self._is_intact(arm, EVALUATION, outcome)
+        return self.is_trained(arm) and not self._damage(arm, outcome, [EVALUATION])
 
     def keep_evaluation(self, arm: Arm | Released, rows: pd.DataFrame) -> None:
         """Stores the metrics of an arm, one row an evaluation set."""
@@ -353,6 +380,15 @@ def metrics_beside(sae: Path) -> pd.DataFrame | None:
     evaluation = sae.absolute().parent / EVALUATION
     belongs = sae.absolute().name == "sae" and evaluation.exists()
     return pd.read_parquet(evaluation) if belongs else None
+
+
+def _remedy(name: str, outcome: Mapping[str, Any]) -> str:
+    """How a run makes a damaged file of an arm anew."""
+    if name == EVALUATION:
+        return "the arm is measured again"
+    if outcome["status"] == RELEASED:
+        return "the arm is stored again"
+    return "the arm is trained again, for nothing less gives this file back"
 
 
 def _entries(folder: Path) -> Iterator[Path]:

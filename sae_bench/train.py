@@ -303,6 +303,8 @@ def _train_wave(
             ended(results[-1])
     if not trainees:
         return results
+    if checkpoints is not None:
+        checkpoints.begin(trainee.arm for trainee in trainees)
     batch_size, data_seed = group_key(arms[0])
     steps = max(arm.recipe.steps for arm in arms)
     running = trainees

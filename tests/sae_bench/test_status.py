@@ -1,6 +1,10 @@
 """Where a run stands, from its folder alone."""
 
+import fcntl
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,8 +19,8 @@ from sae_bench.errors import InputError
 from sae_bench.penalties import L0, L1
 from sae_bench.status import STATES, status
 from sae_bench.store import RunFolder
-from sae_bench.train import Trained
-from tests.grids import RECIPE
+from sae_bench.train import Trained, train
+from tests.grids import RECIPE, tensor_cache
 
 PLACE = {"model": "m", "site": "s", "context": None}
 ARMS = [
@@ -66,16 +70,97 @@ def test_every_arm_has_a_state(folder: RunFolder) -> None:
     assert "fixes L0" in table["detail"].iloc[6]
 
 
-def test_arms_under_way_are_running_while_somebody_is_at_work(folder: RunFolder) -> None:
+def test_arms_that_have_begun_are_running_while_somebody_is_at_work(folder: RunFolder) -> None:
     with folder.in_use():
-        assert list(by_arm(folder)["state"])[3:5] == ["running", "running"]
-    assert list(by_arm(folder)["state"])[3:5] == ["stopped", "waiting"]
+        assert list(by_arm(folder)["state"])[3:6] == ["running", "waiting", "damaged"]
+        folder.checkpoints(DATA, 1.0).begin(ARMS[4:6])
+        assert list(by_arm(folder)["state"])[3:6] == ["running", "running", "running"]
+    assert list(by_arm(folder)["state"])[3:6] == ["stopped", "waiting", "damaged"]
+
+
+def test_training_tells_which_arms_have_begun(tmp_path: Path) -> None:
+    """The arms of the wave that is trained, until they end, and no others."""
+    folder, cache = RunFolder(tmp_path), tensor_cache()
+    folder.start(ARMS[:3], {"train": cache.record()}, {})
+    seen = []
+
+    def finished(trained: Trained) -> None:
+        table = status(folder.path).set_index("arm").loc[[arm.key for arm in ARMS[:3]]]
+        seen.append([state == "running" for state in table["state"]])
+
+    with folder.in_use():
+        train(
+            ARMS[:3],
+            cache,
+            device="cpu",
+            memory=0,  # one arm a wave
+            finished=finished,
+            checkpoints=folder.checkpoints(cache.record(), 600.0),
+        )
+    assert seen == [[True, False, False], [False, True, False], [False, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("evaluation.parquet", "measured again"),
+        ("training.parquet", "trained again, for nothing less gives this file back"),
+        ("sae/sae.safetensors", "trained again"),
+        ("sae/config.json", "trained again"),
+    ],
+)
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), Path.unlink])
+def test_damaged_files_are_seen(
+    folder: RunFolder, name: str, remedy: str, damage: Callable[[Path], object]
+) -> None:
+    damage(folder.path / "arms" / ARMS[0].key / name)
+    row = by_arm(folder).iloc[0]
+    assert row["state"] == "damaged"
+    assert f"{name}: missing or damaged; the arm is {remedy}" in row["detail"]
 
 
 def test_looking_changes_nothing(folder: RunFolder) -> None:
-    before = sorted((path, path.stat().st_mtime_ns) for path in folder.path.rglob("*"))
-    status(folder.path)
-    assert before == sorted((path, path.stat().st_mtime_ns) for path in folder.path.rglob("*"))
+    """Not even for the length of a glance: neither what is there nor who may come in."""
+    with folder.in_use():
+        pass
+    everything = sorted(folder.path.rglob("*"))
+    before = [(path, path.stat().st_mtime_ns) for path in everything]
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        status(folder.path)
+    finally:
+        for path in everything:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert before == [(path, path.stat().st_mtime_ns) for path in sorted(folder.path.rglob("*"))]
+
+
+def test_looking_needs_no_more_than_reading(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with folder.in_use():
+        pass
+    opened, original = list[str](), Path.open
+
+    def watched(path: Path, mode: str = "r", **options: Any) -> Any:
+        opened.append(mode)
+        return original(path, mode, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", watched)
+        assert not folder.is_in_use
+    assert opened == ["rb"]
+
+
+def test_a_run_may_begin_while_somebody_looks(folder: RunFolder) -> None:
+    with folder.in_use():
+        pass
+    with (folder.path / "run.lock").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.2, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with folder.in_use():
+            assert folder.is_in_use
+    assert not folder.is_in_use
 
 
 def test_the_command(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,7 +209,7 @@ def test_an_arm_with_a_damaged_file_is_trained_again(tmp_path: Path, name: str) 
     folder, arm = started(tmp_path), ARMS[0]
     folder.keep(trained(arm), 1.0, PLACE)
     flipped(tmp_path / "arms" / arm.key / name)
-    with pytest.warns(UserWarning, match=rf"{name}: missing or damaged; it is made anew"):
+    with pytest.warns(UserWarning, match=rf"{name}: missing or damaged; the arm is trained again"):
         assert not folder.is_trained(arm)
 
 
@@ -226,7 +226,7 @@ def test_damaged_metrics_are_measured_again(tmp_path: Path) -> None:
     folder.keep(trained(arm), 1.0, PLACE)
     folder.keep_evaluation(arm, row(arm))
     flipped(tmp_path / "arms" / arm.key / "evaluation.parquet")
-    with pytest.warns(UserWarning, match=r"evaluation\.parquet: missing or damaged"):
+    with pytest.warns(UserWarning, match=r"evaluation\.parquet: .* the arm is measured again"):
         assert not folder.is_evaluated(arm)
     assert folder.is_trained(arm)
 
