@@ -11,6 +11,7 @@ from sae_bench import commands, listing, modules
 from sae_bench.checkpoints import EVERY
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS
+from sae_bench.files import FULL
 from sae_bench.formats import FORMATS
 
 
@@ -226,9 +227,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"sae-bench: error: {error}", file=sys.stderr)
             return 2
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None and error.errno not in FULL:
                 raise
-            print(f"sae-bench: error: {error.filename}: {error.strerror}", file=sys.stderr)
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"sae-bench: error: {where}{error.strerror}", file=sys.stderr)
             return 2
 
 

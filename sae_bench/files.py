@@ -17,12 +17,15 @@ from sae_bench.errors import DamagedFileError, InputError
 CHECKSUM = "checksum"
 """Key of a record's checksum of itself."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors that mean a full disk."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a file under another name in the same folder, then renames it.
 
     Raises:
-        InputError: the disk is full; nothing is left behind.
+        InputError: the disk is full, whatever `write` made of that; nothing is left behind.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -30,14 +33,35 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not (_tells_of_full_disk(error) or _is_on_full_disk(partial)):
             raise
         raise InputError(
             f"{path}: the disk is full; free some space and run again (what is finished is kept)"
         ) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _tells_of_full_disk(error: Exception) -> bool:
+    """By its number; safetensors has it in the text alone."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(f"(os error {number})" in str(error) for number in FULL)
+
+
+def _is_on_full_disk(partial: Path) -> bool:
+    """Whether a file that could not be finished can take no more: torch says nothing of the
+    reason."""
+    if not partial.exists():
+        return False
+    try:
+        with partial.open("ab") as file:
+            file.write(bytes(2**16))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno in FULL
+    return False
 
 
 def checksum_of(content: bytes) -> str:

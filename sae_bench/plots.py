@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from sae_bench.files import write_atomically
+
 COLOURS: Mapping[str, str] = {
     "ReLU": "#0072B2",
     "TopK": "#E69F00",
@@ -114,9 +116,16 @@ def save(drawn: Figure, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("png", "svg")]
     for path in paths:
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        drawn.savefig(path, dpi=200, metadata=metadata)
+        _write(drawn, path)
     return paths
+
+
+def _write(drawn: Figure, path: Path) -> None:
+    kind = path.suffix[1:]
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    write_atomically(
+        path, lambda partial: drawn.savefig(partial, format=kind, dpi=200, metadata=metadata)
+    )
 
 
 @mpl.rc_context(STYLE)
