@@ -24,7 +24,7 @@ from sae_bench.files import write_table
 from sae_bench.hub_upload import push_to_hub
 from sae_bench.loading import load_sae, save_sae
 from sae_bench.noise import gradient_noise, standard
-from sae_bench.released import Released
+from sae_bench.released import FINGERPRINT, Released
 from sae_bench.run import run
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.status import STATES, status
@@ -230,8 +230,10 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.target.exists():
         raise InputError(f"{arguments.target} exists already; choose another place, or remove it")
     sae = CONVERSIONS[arguments.as_](load_sae(arguments.source))
-    given = {"model": arguments.model, "site": arguments.site}
-    sae.provenance |= {name: value for name, value in given.items() if value is not None}
+    if arguments.model is not None:
+        sae.provenance |= {"model": arguments.model, FINGERPRINT: None}
+    if arguments.site is not None:
+        sae.provenance["site"] = arguments.site
     save_sae(sae, arguments.target, arguments.to)
     print(f"{type(sae).__name__}, d_in {sae.d_in}, d_sae {sae.d_sae}: {arguments.target}")
 
@@ -243,7 +245,7 @@ def measure(arguments: argparse.Namespace) -> None:
     cache = ActivationCache.open(arguments.cache, device=arguments.device)
     chosen = [Released(path, name=str(path)) for path in arguments.sae]
     for each in chosen:
-        each.check_site(cache.d_in, cache.record().get("site"))
+        each.check_source(cache.d_in, cache.record())
         each.sae.to(default_device(arguments.device))
     rows = evaluate(
         [each.sae for each in chosen],

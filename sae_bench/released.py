@@ -1,9 +1,11 @@
 """SAEs that are finished already, as arms: measured beside trained ones, never trained."""
 
 import hashlib
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +13,12 @@ import torch
 from sae_bench.arm import slot_columns
 from sae_bench.components import digest
 from sae_bench.errors import InputError
+from sae_bench.hub import is_repo
 from sae_bench.loading import load_sae
 from sae_bench.sae import SparseAutoencoder
+
+FINGERPRINT = "model_fingerprint"
+"""Key of the provenance of trained SAEs under which the fingerprint of their model stands."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +81,47 @@ class Released:
             "d_sae": self.sae.d_sae,
         }
 
-    def check_site(self, d_in: int, site: str | None) -> None:
-        """Whether it reads these activations at all.
+    def check_source(self, d_in: int, source: Mapping[str, Any]) -> None:
+        """Whether it reads these activations at all. A warning says if it may belong to another
+        language model, known by a name of its own.
+
+        Args:
+            d_in: width of the activations.
+            source: their record (`ActivationSource.record`).
 
         Raises:
-            InputError: another width, or it says that it belongs to another site.
+            InputError: another width, or it says that it belongs to another site, or to what is
+                certainly another model: by its weights, or by its name on the hub.
         """
-        own = self.sae.provenance.get("site")
+        own, site = self.sae.provenance.get("site"), source.get("site")
         if self.sae.d_in != d_in:
             raise InputError(
                 f"{self.path}: reads activations of width {self.sae.d_in}, these have {d_in}"
             )
         if own and site and own != site:
             raise InputError(f"{self.path}: belongs to {own}, the activations are of {site}")
+        self._check_model(source.get("model") or {})
+
+    def _check_model(self, model: Mapping[str, Any]) -> None:
+        names = self.sae.provenance.get("model"), model.get("name")
+        hashes = self.sae.provenance.get(FINGERPRINT), model.get("fingerprint")
+        if not all(isinstance(name, str) and name for name in names):
+            return
+        weights_differ = all(hashes) and hashes[0] != hashes[1]
+        own, other = (str(name) for name in names)
+        if all(hashes) and not weights_differ:
+            return
+        if PurePath(own).name.casefold() == PurePath(other).name.casefold():  # whoever hosts it
+            if weights_differ:
+                warnings.warn(
+                    f"{self.path}: was trained on {own} with other weights, or of another dtype, "
+                    "than the activations are of",
+                    stacklevel=4,
+                )
+            return
+        found = f"{self.path}: belongs to the model {own}, the activations are of {other}"
+        if weights_differ or (is_repo(own) and is_repo(other)):
+            raise InputError(
+                f"{found}; if that is meant, give it that model with `sae-bench convert --model`"
+            )
+        warnings.warn(f"{found}, which may be another one", stacklevel=4)

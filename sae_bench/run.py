@@ -18,7 +18,7 @@ from sae_bench.environment import environment
 from sae_bench.errors import InputError, a, counted, one_line
 from sae_bench.evaluate import LM_TOKENS, evaluate, language_models, named_sets
 from sae_bench.models import LanguageModel
-from sae_bench.released import Released
+from sae_bench.released import FINGERPRINT, Released
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.source import ActivationSource
 from sae_bench.store import SKIPPED, RunFolder
@@ -88,7 +88,7 @@ def run(
     with folder.in_use():
         folder.start(arms, inputs, environment(device))
         missing = [arm for arm in ahead if not folder.is_trained(arm)]
-        for released in (arm for arm in missing if isinstance(arm, Released)):
+        for released in (arm for arm in arms if isinstance(arm, Released)):
             folder.adopt(released)
         if cells := [arm for arm in missing if isinstance(arm, Arm)]:
             source = train.placed(device) if isinstance(train, ActivationCache) else train
@@ -177,13 +177,16 @@ def _evaluation_sets(
 def _check(arms: list[Arm | Released], train: ActivationSource) -> None:
     if not arms:
         raise InputError("run: no arms were given")
-    seen: set[str] = set()
+    seen: dict[str, Arm | Released] = {}
     for arm in arms:
-        if arm.key in seen:
-            raise InputError(f"run: the same arm is given twice ({arm.key})")
-        seen.add(arm.key)
+        if (first := seen.get(arm.key)) is not None:
+            both = f" ({arm.key})"
+            if isinstance(arm, Released) and isinstance(first, Released):
+                both = f": {first.name!r} ({first.path}) and {arm.name!r} ({arm.path}) are one SAE"
+            raise InputError(f"run: the same arm is given twice{both}")
+        seen[arm.key] = arm
         if isinstance(arm, Released):
-            arm.check_site(train.d_in, train.record().get("site"))
+            arm.check_source(train.d_in, train.record())
         else:
             train.batches(arm.recipe.batch_size, arm.recipe.data_seed)  # refuses what it can't give
     cells = [arm for arm in arms if isinstance(arm, Arm)]
@@ -208,12 +211,13 @@ def _report_failed(table: pd.DataFrame) -> None:
 
 
 def _place(train: ActivationSource) -> dict[str, Any]:
-    """Where the activations come from: model and site by name, the records of context policy and
-    text; None where it is not known."""
+    """Where the activations come from: model and site by name, the model's fingerprint, the records
+    of context policy and text; None where it is not known."""
     record = train.record()
     model = record.get("model")
     return {
         "model": model["name"] if model else record.get("name"),
+        FINGERPRINT: model["fingerprint"] if model else None,
         "site": record.get("site"),
         "context": record.get("context"),
         "text": record.get("text"),

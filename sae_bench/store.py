@@ -293,8 +293,12 @@ class RunFolder:
         self._close(arm, outcome)
 
     def adopt(self, released: Released) -> None:
-        """Stores an arm that was finished elsewhere, as it is."""
+        """Stores an arm that was finished elsewhere, as it is; one that is there already takes its
+        present name and path."""
         folder = self._of(released)
+        if self.is_trained(released):
+            write_record(folder / ARM, {**(self.outcome(released) or {}), **released.record()})
+            return
         folder.mkdir(parents=True, exist_ok=True)
         released.sae.save(folder / "sae")
         self._close(released, {"status": RELEASED, "reason": ""})

@@ -11,12 +11,14 @@ from architectures import JumpReLUSAE, ReLUSAE, TopKSAE
 from sae_bench.activations import TopK
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
+from sae_bench.cli import main
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
 from sae_bench.loading import load_sae, save_sae
 from sae_bench.penalties import L1
 from sae_bench.released import Released
 from sae_bench.run import run
+from sae_bench.store import RunFolder
 from sae_bench.train import Trainee
 from tests.foreign import D_IN, K, random_sae
 from tests.grids import RECIPE, SITE, tensor_cache
@@ -121,10 +123,66 @@ def test_sites_must_agree(tmp_path: Path) -> None:
     sae.save(tmp_path)
     released = Released(tmp_path)
     for site in (SITE, None):
-        released.check_site(D_IN, site)
+        released.check_source(D_IN, {"site": site})
     other = "layers.0.resid_post"
     with pytest.raises(InputError, match=f"belongs to {SITE}, the activations are of {other}$"):
-        released.check_site(D_IN, other)
+        released.check_source(D_IN, {"site": other})
+
+
+def of_model(tmp_path: Path, name: str | None, fingerprint: str | None = None) -> Released:
+    sae = random_sae(JumpReLUSAE)
+    sae.provenance = {"model": name, "model_fingerprint": fingerprint}
+    sae.save(tmp_path)
+    return Released(tmp_path)
+
+
+HERE = {"model": {"name": "google/gemma-2-2b", "fingerprint": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint"),
+    [
+        ("google/gemma-2-2b", None),
+        ("Gemma-2-2B", None),
+        ("mirror/gemma-2-2b", None),
+        ("my-folder", "a"),  # the very weights
+        (None, None),
+    ],
+)
+def test_the_same_model_under_any_name(
+    tmp_path: Path, name: str | None, fingerprint: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    of_model(tmp_path, name, fingerprint).check_source(D_IN, HERE)
+    of_model(tmp_path, name, fingerprint).check_source(D_IN, {})
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint"), [("google/gemma-2-2b-it", None), ("my-folder", "b")]
+)
+def test_another_model_is_refused(tmp_path: Path, name: str, fingerprint: str | None) -> None:
+    released = of_model(tmp_path, name, fingerprint)
+    said = f"belongs to the model {name}, the activations are of google/gemma-2-2b; if that is"
+    with pytest.raises(InputError, match=said):
+        released.check_source(D_IN, HERE)
+    target = ["convert", str(tmp_path), str(tmp_path / "meant"), "--to", "sae-ablations"]
+    assert main([*target, "--model", "google/gemma-2-2b"]) == 0
+    Released(tmp_path / "meant").check_source(D_IN, HERE)
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint", "said"),
+    [
+        ("gemma", None, "belongs to the model gemma, .* which may be another one"),
+        ("google/gemma-2-2b", "b", "with other weights, or of another dtype"),
+    ],
+)
+def test_what_may_be_another_model_is_warned_about(
+    tmp_path: Path, name: str, fingerprint: str | None, said: str
+) -> None:
+    released = of_model(tmp_path, name, fingerprint)
+    with pytest.warns(UserWarning, match=said):
+        released.check_source(D_IN, HERE)
 
 
 def test_keys_follow_the_content(file: Path, tmp_path: Path) -> None:
@@ -139,8 +197,26 @@ def test_keys_follow_the_content(file: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_sae_twice(file: Path, cache: ActivationCache, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the same arm is given twice"):
+    said = f"given twice: 'released' \\({file}\\) and 'again' \\({file}\\) are one SAE$"
+    with pytest.raises(InputError, match=said):
         start([Released(file), Released(file, "again")], cache, tmp_path / "run")
+
+
+def test_a_new_name(
+    file: Path, cache: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start([Released(file, "old")], cache, tmp_path / "run")
+    monkeypatch.setattr(MODULE, "evaluate", forbidden)
+    moved = file.rename(tmp_path / "moved.npz")
+    released = Released(moved, "new")
+    (series,) = start([released], cache, tmp_path / "run")["series"]
+    assert series == "new"
+    for record in (
+        json.loads((tmp_path / "run" / "arms" / released.key / "arm.json").read_text()),
+        json.loads((tmp_path / "run" / "grid.json").read_text())["arms"][released.key],
+    ):
+        assert (record["name"], record["released"]) == ("new", str(moved))
+    assert RunFolder(tmp_path / "run").is_evaluated(released)
 
 
 def test_no_such_sae(tmp_path: Path) -> None:
