@@ -12,10 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_bench.contexts import Context, ContextPolicy, Packed, ordinary, padded_batches
+from sae_bench.contexts import (
+    Context,
+    ContextPolicy,
+    Packed,
+    PaddedBatch,
+    ordinary,
+    padded_batches,
+)
 from sae_bench.errors import InputError
 from sae_bench.models import LanguageModel
 from sae_bench.progress import Progress
@@ -26,6 +33,19 @@ from sae_bench.text import Text, is_held_out
 DOCUMENTS_AT_ONCE = 32  # are tokenised together
 DEFAULT_CONTEXT = Packed()
 WINDOW = 256  # contexts are ordered by length together, so that little is padded
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What one pass of the model reads, and which of its positions are ordinary: a row each."""
+
+    batch: PaddedBatch
+    kept: Bool[np.ndarray, "batch length"]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that it gives."""
+        return int(self.kept.sum())
 
 
 @dataclass(frozen=True)
@@ -102,21 +122,32 @@ class Reading:
         `padded_batches`.
         """
         seen = 0
-        for batch in padded_batches(contexts, self.batch_tokens, self.model.pad_id, WINDOW):
-            ids = torch.from_numpy(batch.ids).to(self.model.device)
-            mask = torch.from_numpy(batch.mask).to(self.model.device)
-            kept = batch.mask & ordinary(batch.ids, self.model.special_ids)
-            context, position = np.nonzero(kept)
+        for each in self.passes(contexts):
+            context, position = np.nonzero(each.kept)
             columns = Columns(
-                token=batch.ids[kept].astype(np.int32),
+                token=each.batch.ids[each.kept].astype(np.int32),
                 position=position.astype(np.int32),
-                document=batch.documents[kept],
+                document=each.batch.documents[each.kept],
                 context=context + seen,
             )
-            seen += len(kept)
-            chosen = torch.from_numpy(kept).to(self.model.device)
-            captured = capture(self.model, ids, mask, sites)
-            yield {name: values[chosen] for name, values in captured.items()}, columns
+            seen += len(each.kept)
+            yield self.activations(each, sites), columns
+
+    def passes(self, contexts: Iterable[Context]) -> Iterator["Pass"]:
+        """The passes that the model takes over the contexts; it has not run yet."""
+        for batch in padded_batches(contexts, self.batch_tokens, self.model.pad_id, WINDOW):
+            yield Pass(batch, batch.mask & ordinary(batch.ids, self.model.special_ids))
+
+    def activations(
+        self, each: "Pass", sites: Sequence[Site]
+    ) -> dict[str, Float[Tensor, "rows _"]]:
+        """Runs the model: site name -> the rows of a pass."""
+        ids, mask, kept = (
+            torch.from_numpy(array).to(self.model.device)
+            for array in (each.batch.ids, each.batch.mask, each.kept)
+        )
+        captured = capture(self.model, ids, mask, sites)
+        return {name: values[kept] for name, values in captured.items()}
 
     def shard_rows(
         self,

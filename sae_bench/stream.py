@@ -1,12 +1,12 @@
 """Activations that are computed while they are consumed, for token counts that no disk holds."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +16,8 @@ from sae_bench.components import digest
 from sae_bench.contexts import Context, ContextPolicy, ordinary
 from sae_bench.errors import InputError
 from sae_bench.models import DTYPES, LanguageModel
-from sae_bench.reading import DEFAULT_CONTEXT, Reading
+from sae_bench.progress import shown
+from sae_bench.reading import DEFAULT_CONTEXT, Pass, Reading
 from sae_bench.shards import sum_of_squares
 from sae_bench.sites import resolve_site
 from sae_bench.source import ActivationSource
@@ -29,6 +30,11 @@ class ActivationStream(ActivationSource):
     The buffer is filled; rows are served in random order, none twice; when half of the buffer has
     been served, new rows take their places and a new order is drawn. Epochs of the text follow one
     another without end. The same inputs and seed give the same batches.
+
+    Training that goes on from a checkpoint needs the buffer as it was then. The text is read and
+    tokenised again up to there, but the model runs only for the rows that are in the buffer, most
+    of them from the last few buffers of text (half of what is in it is replaced at a time), and for
+    the first buffer, which decides the scale.
 
     Args:
         model: a language model, or what `LanguageModel.load` takes.
@@ -116,7 +122,7 @@ class ActivationStream(ActivationSource):
         self, batch_size: int, seed: int, start: int = 0
     ) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Batches `start`, `start` + 1, ... of the endless sequence chosen by `seed`: x / s in
-        float32, on the device. The batches before `start` are computed again to get there.
+        float32, on the device. What the batches before `start` took is skipped as the class says.
 
         Raises:
             InputError: half of the buffer is less than one batch.
@@ -126,31 +132,47 @@ class ActivationStream(ActivationSource):
                 f"batch_size {batch_size} must be between 1 and {self._tokens // 2}, half of "
                 "tokens_in_buffer"
             )
-        return islice(self._served(batch_size, seed), start, None)
+        return self._served(batch_size, seed, start)
 
-    def _served(self, batch_size: int, seed: int) -> Iterator[Float[Tensor, "batch d_in"]]:
+    def _served(
+        self, batch_size: int, seed: int, start: int
+    ) -> Iterator[Float[Tensor, "batch d_in"]]:
         scale = self.scale
         buffer, self._filled = self._filled or self._buffer(), None
         generator = torch.Generator().manual_seed(seed)
+        at_once = self._tokens // 2 // batch_size  # batches between two refills
+        refills, start = divmod(start, at_once)
+
+        def drawn() -> Tensor:
+            return torch.randperm(self._tokens, generator=generator)[: at_once * batch_size]
+
+        if refills:
+            for _ in shown(range(refills), "skipping the stream", refills, "refills"):
+                buffer.assign(drawn())
+            buffer.fill("filling the buffer again")
         while True:
-            order = torch.randperm(self._tokens, generator=generator).to(buffer.rows.device)
-            served = order[: self._tokens // 2 // batch_size * batch_size]
-            for chosen in served.split(batch_size):
+            served = drawn()
+            for chosen in served.to(buffer.rows.device).split(batch_size)[start:]:
                 yield buffer.rows[chosen].float() / scale
-            buffer.refill(served)
+            start = 0
+            buffer.assign(served)
+            buffer.fill()
 
     def _buffer(self) -> "_Buffer":
         device = self._reading.model.device
         rows = torch.empty((self._tokens, self.d_in), dtype=DTYPES[self._dtype], device=device)
-        buffer = _Buffer(rows, self._computed())
-        buffer.refill(torch.arange(self._tokens, device=device))
+        buffer = _Buffer(rows, self._passes(), self._computed)
+        buffer.assign(torch.arange(self._tokens))
+        buffer.fill("filling the buffer")
         return buffer
 
-    def _computed(self) -> Iterator[Float[Tensor, "rows d_in"]]:
-        """New rows without end, epoch after epoch of the text."""
+    def _passes(self) -> Iterator[Pass]:
+        """What the model reads, epoch after epoch of the text."""
         while True:
-            for activations, _ in self._reading.rows(self._epoch(), [self._site]):
-                yield activations[self._site.name]
+            yield from self._reading.passes(self._epoch())
+
+    def _computed(self, each: Pass) -> Float[Tensor, "rows d_in"]:
+        return self._reading.activations(each, [self._site])[self._site.name]
 
     def _epoch(self) -> Iterator[Context]:
         tokens = 0
@@ -163,23 +185,67 @@ class ActivationStream(ActivationSource):
             )
 
 
+class _Piece:
+    """Rows `start` to `stop` of the supply, computed when they are first asked for."""
+
+    def __init__(self, start: int, source: Pass, compute: Callable[[Pass], Tensor]) -> None:
+        self.start, self.stop = start, start + source.rows
+        self._source, self._compute = source, compute
+
+    @cached_property
+    def rows(self) -> Float[Tensor, "rows d_in"]:
+        return self._compute(self._source)
+
+
 class _Buffer:
-    """Rows, and the endless supply of new ones that follow them."""
+    """Rows out of an endless supply: which one belongs where is settled by `assign`, and computed
+    by `fill` if it is still wanted then."""
 
     def __init__(
         self,
         rows: Float[Tensor, "tokens d_in"],
-        supply: Iterator[Float[Tensor, "rows d_in"]],
+        supply: Iterator[Pass],
+        compute: Callable[[Pass], Tensor],
     ) -> None:
         self.rows = rows
-        self._supply = supply
-        self._left = rows[:0]  # what the last step of the supply had too many
+        self._supply, self._compute = supply, compute
+        self._number = np.zeros(len(rows), dtype=np.int64)  # of the row that belongs at a place
+        self._is_due = np.zeros(len(rows), dtype=bool)  # and is not there yet
+        self._assigned = self._read = 0  # rows of the supply: with a place, in pieces
+        self._pieces: list[_Piece] = []  # those with rows that are due or have no place yet
 
-    def refill(self, places: Tensor) -> None:
-        """Put new rows at `places`."""
-        while len(places):
-            if not len(self._left):
-                self._left = next(self._supply)
-            taken = self._left[: len(places)]
-            self.rows[places[: len(taken)]] = taken.to(self.rows.dtype)
-            places, self._left = places[len(taken) :], self._left[len(taken) :]
+    def assign(self, places: Tensor) -> None:
+        """The next rows of the supply belong at `places`."""
+        chosen, self._assigned = places.numpy(), self._assigned + len(places)
+        self._number[chosen] = np.arange(self._assigned - len(chosen), self._assigned)
+        self._is_due[chosen] = True
+        while self._read < self._assigned:
+            self._pieces.append(_Piece(self._read, next(self._supply), self._compute))
+            self._read = self._pieces[-1].stop
+        self._forget()
+
+    def fill(self, name: str | None = None) -> None:
+        """Puts all rows where they belong; under a name, it shows how far it has come."""
+        pieces = self._pieces
+        for piece in shown(pieces, name, len(pieces), "passes") if name else pieces:
+            places = self._due_of(piece)
+            if len(places):
+                chosen = torch.from_numpy(self._number[places] - piece.start)
+                rows = piece.rows[chosen.to(piece.rows.device)]
+                self.rows[torch.from_numpy(places).to(self.rows.device)] = rows.to(self.rows.dtype)
+                self._is_due[places] = False
+        self._forget()
+
+    def _due_of(self, piece: _Piece) -> np.ndarray:
+        within = (self._number >= piece.start) & (self._number < piece.stop)
+        return np.flatnonzero(within & self._is_due)
+
+    def _forget(self) -> None:
+        """Leaves the pieces that rows are still wanted of."""
+        due = np.sort(self._number[self._is_due])
+        self._pieces = [
+            piece
+            for piece in self._pieces
+            if piece.stop > self._assigned
+            or np.searchsorted(due, piece.start) < np.searchsorted(due, piece.stop)
+        ]

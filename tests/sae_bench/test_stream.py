@@ -1,12 +1,15 @@
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from sae_bench import progress, reading
 from sae_bench.cache import ActivationCache
 from sae_bench.contexts import Packed, PerDocument
 from sae_bench.errors import InputError
+from sae_bench.models import LanguageModel
 from sae_bench.stream import ActivationStream
 from tests.corpus import Letters
 from tests.tiny import tiny_model
@@ -76,10 +79,41 @@ def test_the_same_seed_gives_the_same_batches() -> None:
     assert not torch.equal(raw(stream(), 30, seed=1), first)
 
 
-def test_start_replays() -> None:
-    wanted = list(islice(stream().batches(60, 0), 20))
-    late = list(islice(stream().batches(60, 0, start=12), 8))
-    assert torch.equal(torch.stack(late), torch.stack(wanted[12:]))
+@pytest.mark.parametrize("start", [1, 4, 5, 12, 63])
+def test_a_later_start_gives_the_same_batches(start: int) -> None:
+    wanted = list(islice(stream().batches(60, 0), start + 8))
+    late = list(islice(stream().batches(60, 0, start=start), 8))
+    assert torch.equal(torch.stack(late), torch.stack(wanted[start:]))
+
+
+def test_the_model_does_not_run_for_what_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the start, only for the first buffer and what a buffer holds, half of which is
+    newer than the last refill, a quarter older than that, and so on."""
+    passes, capture = list[int](), reading.capture
+
+    def counted(lm: LanguageModel, ids: torch.Tensor, *rest: Any) -> Any:
+        passes.append(len(ids))
+        return capture(lm, ids, *rest)
+
+    monkeypatch.setattr(reading, "capture", counted)
+    ran = []
+    for start in (0, 100, 1000):  # of five batches a refill
+        source = stream(batch_tokens=60)
+        passes.clear()
+        next(source.batches(60, 0, start=start))
+        ran.append(len(passes))
+    assert ran[0] < ran[1] < 8 * ran[0]
+    assert ran[2] < 1.5 * ran[1]
+
+
+def test_skipping_shows_how_far_it_has_come(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    next(stream().batches(60, 0, start=50))
+    lines = capsys.readouterr().err.splitlines()
+    for work in ("filling the buffer: ", "skipping the stream: 10 of 10 refills, ", "filling the "):
+        assert any(line.startswith(work) for line in lines)
 
 
 def test_the_scale_is_the_first_buffer_s() -> None:
