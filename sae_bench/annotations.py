@@ -1,9 +1,12 @@
-"""Values held against annotations: the one check that fields of components and slots go through."""
+"""Values held against annotations: the one check that fields of components, slots and arguments of
+public functions go through."""
 
+import functools
 import inspect
 import sys
+from collections.abc import Callable
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
@@ -18,6 +21,11 @@ WORDS = {
     None: "None",
 }
 _UNFIT = object()
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SEEDS = range(-(2**63), 2**64)
+"""What torch's generators take."""
 
 
 def annotations(cls: type, base: type = object) -> dict[str, Any]:
@@ -53,11 +61,64 @@ def fit(value: Any, hint: Any, place: str) -> Any:
     return fitted
 
 
+def typed(*own: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorates a function: before it begins, its arguments are held against their annotations.
+
+    Args:
+        own: names of arguments that the function has better words for itself.
+
+    Raises:
+        InputError: in calls, as `fit`. (Arguments that are missing or unknown stay Python's.)
+    """
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        called = function.__qualname__.removesuffix(".__init__")
+
+        @functools.cache  # at the first call, when all names are known
+        def hints() -> dict[str, Any]:
+            names = [name for name in signature.parameters if name not in own]
+            found = inspect.get_annotations(function)
+            module = sys.modules[function.__module__]
+            return {
+                name: _resolved(found[name], module)
+                if isinstance(found[name], str)
+                else found[name]
+                for name in names
+                if name in found
+            }
+
+        @functools.wraps(function)
+        def checking(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            for name, hint in hints().items():
+                if name in bound.arguments:
+                    place = f"{called}: {name}"
+                    bound.arguments[name] = fit(bound.arguments[name], hint, place)
+            return function(*bound.args, **bound.kwargs)
+
+        return checking
+
+    return decorated
+
+
+def fit_seed(value: Any, place: str) -> int:
+    """A seed as an integer.
+
+    Raises:
+        InputError: no integer, or none of 64 bits.
+    """
+    seed: int = fit(value, int, place)
+    if seed not in SEEDS:
+        raise InputError(f"{place}: a seed is an integer of 64 bits, got {seed:.3e}")
+    return seed
+
+
 def shown(value: Any) -> str:
-    """A value, short, as messages show it."""
+    """A value, short and in one line, as messages show it."""
     if isinstance(value, type):
         return f"the class {value.__name__} (write {value.__name__}(...))"
-    return f"{value!r:.60}"
+    return f"{' '.join(repr(value).split()):.60}"
 
 
 def _fitted(value: Any, hint: Any) -> Any:
@@ -108,8 +169,9 @@ def _expected(hint: Any) -> str:
     return a(name)
 
 
-def _resolved(hint: str, owner: type) -> Any:
-    module = sys.modules.get(owner.__module__)
+def _resolved(hint: str, owner: Any) -> Any:
+    """What a text means in a class, or in a module."""
+    module = sys.modules.get(getattr(owner, "__module__", owner.__name__))
     try:
         return eval(hint, vars(module) if module else {}, dict(vars(owner)))
     except Exception:  # a name that only its writer's scope or type checker knows

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from sae_bench.annotations import fit, fit_seed
 from sae_bench.components import Component, digest, family, find_class, to_plain, walk
 from sae_bench.errors import InputError
 from sae_bench.recipe import Recipe
@@ -42,14 +43,12 @@ class Arm:
             raise InputError(
                 f"an arm needs a subclass of SparseAutoencoder, got {self.architecture!r:.60}"
             )
-        if not (isinstance(self.d_sae, int) and self.d_sae >= 1):
-            raise InputError(
-                f"{self.name}: d_sae must be a positive integer, got {self.d_sae!r:.40}"
-            )
-        if not isinstance(self.seed, int):
-            raise InputError(f"{self.name}: seed must be an integer, got {self.seed!r:.40}")
-        if not isinstance(self.recipe, Recipe):
-            raise InputError(f"{self.name}: recipe must be a Recipe, got {self.recipe!r:.40}")
+        for name, hint in (("d_sae", int), ("recipe", Recipe), ("slots", Mapping)):
+            fitted = fit(getattr(self, name), hint, f"{self.name}: {name}")
+            object.__setattr__(self, name, fitted)
+        object.__setattr__(self, "seed", fit_seed(self.seed, f"{self.name}: seed"))
+        if self.d_sae < 1:
+            raise InputError(f"{self.name}: d_sae must be a positive integer, got {self.d_sae}")
         object.__setattr__(self, "slots", MappingProxyType(self.architecture.resolve(self.slots)))
         object.__setattr__(self, "source", source_digest(self.classes))
         if self.objection is None:

@@ -15,6 +15,7 @@ import xxhash
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from sae_bench.annotations import shown, typed
 from sae_bench.background import overlapped
 from sae_bench.components import digest
 from sae_bench.contexts import Context, ContextPolicy
@@ -69,6 +70,7 @@ class ActivationCache(ActivationSource):
         self._about, self._model = dict(about), model
 
     @classmethod
+    @typed("sites")
     def build(
         cls,
         model: str | Path | LanguageModel,
@@ -82,7 +84,7 @@ class ActivationCache(ActivationSource):
         model_dtype: str = "float32",
         batch_tokens: int = 4096,
         shard_tokens: int = 16384,
-        root: Path | None = None,
+        root: str | Path | None = None,
         device: str | torch.device | None = None,
         trust_remote_code: bool = False,
     ) -> dict[str, Self]:
@@ -120,8 +122,9 @@ class ActivationCache(ActivationSource):
             )
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-        if isinstance(sites, str) or not sites:
-            raise InputError(f"sites must be a list of one or more names, got {sites!r}")
+        listed = isinstance(sites, list | tuple) and all(isinstance(site, str) for site in sites)
+        if not (listed and sites):
+            raise InputError(f"sites must be a list of one or more names, got {shown(sites)}")
         wanted = None if device is None else default_device(device)
         source = resolve_text(text)
         next(source.documents())  # a mistake shows before the model is loaded
@@ -144,7 +147,7 @@ class ActivationCache(ActivationSource):
                 shards=shards,
                 shard_tokens=shard_tokens,
                 dtype=dtype,
-                root=(root or cache_root() / "activations").expanduser(),
+                root=Path(root or cache_root() / "activations").expanduser(),
             )
             caches = {
                 name: cls._stored(folder, shards, target, model) for name, folder in folders.items()
@@ -166,6 +169,7 @@ class ActivationCache(ActivationSource):
         return training
 
     @classmethod
+    @typed()
     def open(cls, folder: str | Path, *, device: str | torch.device | None = None) -> Self:
         """The cache in a folder that `build` made, with all its shards.
 
@@ -181,6 +185,7 @@ class ActivationCache(ActivationSource):
         return cache
 
     @classmethod
+    @typed("x")
     def from_tensor(
         cls, x: Float[Tensor, "tokens d_in"], *, held_out: float = 0.1, name: str = "tensor"
     ) -> Self:
@@ -198,10 +203,16 @@ class ActivationCache(ActivationSource):
         if not isinstance(x, Tensor):
             kind = type(x).__name__
             raise InputError(f"activations must be a torch.Tensor, got {kind}; use torch.tensor(x)")
+        if x.layout is not torch.strided or x.is_meta:
+            raise InputError(
+                f"activations must be a dense tensor with values, got {x.layout} on {x.device}"
+            )
         if x.ndim != 2 or not x.is_floating_point():
-            raise InputError(f"activations must be floats (tokens, d_in), got {tuple(x.shape)}")
-        kept = len(x) - round(held_out * len(x))
-        if not 0 <= held_out < 1 or kept < 1 or (held_out > 0 and kept == len(x)):
+            raise InputError(
+                f"activations must be floats (tokens, d_in), got {tuple(x.shape)} of {x.dtype}"
+            )
+        kept = len(x) - round(held_out * len(x)) if 0 <= held_out < 1 else 0
+        if kept < 1 or (held_out > 0 and kept == len(x)):
             raise InputError(
                 f"held_out = {held_out} of {len(x)} rows leaves a side without rows; "
                 "choose a share between 0 and 1, or 0 for no held-out rows"
@@ -277,8 +288,10 @@ class ActivationCache(ActivationSource):
         left over when the number of rows is no multiple of the block are not visited.
 
         Raises:
-            InputError: the cache has fewer rows than one batch.
+            InputError: the cache has fewer rows than one batch, or the seed is negative.
         """
+        if seed < 0:
+            raise InputError(f"the seed of the order must not be negative, got {seed}")
         usable = self.rows // self._block * self._block
         if not 1 <= batch_size <= usable:
             raise InputError(
@@ -374,6 +387,7 @@ class ActivationCache(ActivationSource):
             self._model = model
         return self._model
 
+    @typed()
     def placed(
         self, device: str | torch.device | None = None, placement: Placement | None = None
     ) -> Self:

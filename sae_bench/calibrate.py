@@ -6,13 +6,15 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from sae_bench.annotations import fit, shown, typed
 from sae_bench.arm import Arm
 from sae_bench.components import digest
-from sae_bench.errors import InputError
+from sae_bench.errors import InputError, a
 from sae_bench.source import ActivationSource
 from sae_bench.train import Trained, train
 
@@ -135,6 +137,7 @@ class Search:
         return everywhere, pilot + _line(everywhere, full_c, drift, chord, chord)
 
 
+@typed("arms", "source", "l0")
 def calibrate(
     arms: Iterable[Arm],
     source: ActivationSource,
@@ -173,15 +176,24 @@ def calibrate(
         device: where to train.
 
     Raises:
-        InputError: no arms, an L0 that is not positive, an arm without meaning, or a cell all of
-            whose pilots failed.
+        InputError: no arms, an L0 that no arm can have, an arm without meaning or with a
+            coefficient of 0, a number out of range, a source that has no such batches; or a cell
+            all of whose pilots failed.
     """
-    arms = list(arms)
-    if not arms or not l0 or min(l0) <= 0:
-        raise InputError(f"calibrate: arms and positive values of L0 are needed, got l0={l0}")
+    arms = _prototypes(arms)
+    l0 = _wanted(l0, arms)
+    if not (0 < share <= 1 and rounds >= 0 and 1 <= tolerance < math.inf):
+        raise InputError(
+            "calibrate: share must be in (0, 1], rounds not negative and tolerance a number of at "
+            f"least 1, got {share}, {rounds} and {tolerance}"
+        )
+    if not isinstance(source, ActivationSource):
+        raise InputError(
+            f"calibrate: source must be a source of activations, got {a(type(source).__name__)}; "
+            "ActivationCache.from_tensor(x) makes one"
+        )
     for arm in arms:
-        if arm.objection:
-            raise InputError(f"calibrate: {arm.key}: {arm.objection}")
+        source.batches(arm.recipe.batch_size, arm.recipe.data_seed)  # refuses what it can't give
     cells = {arm.key: digest({**arm.record(), "seed": 0}) for arm in arms}
     searches: dict[str, Search] = {}
     for arm in arms:
@@ -201,6 +213,41 @@ def calibrate(
         return replace(arm, slots=search.full.at(search.coefficient(wanted)).slots)
 
     return [_direct(arm, wanted) or found(arm, wanted) for arm in arms for wanted in l0]
+
+
+def _prototypes(arms: Any) -> list[Arm]:
+    """The arms that can be calibrated."""
+    if isinstance(arms, Arm) or not isinstance(arms, Iterable):
+        raise InputError(f"calibrate: arms must be a list of arms, got {a(type(arms).__name__)}")
+    arms = list(arms)
+    if not arms:
+        raise InputError("calibrate: no arms were given")
+    for arm in arms:
+        if not isinstance(arm, Arm):
+            raise InputError(f"calibrate: arms must be Arm objects, got {a(type(arm).__name__)}")
+        if arm.objection:
+            raise InputError(f"calibrate: {arm.key}: {arm.objection}")
+        if _direct(arm, 1.0) is None and not arm.slots["penalty"].coefficient:
+            raise InputError(
+                f"calibrate: {arm.key}: the coefficient is where the search starts, and must be "
+                "above 0"
+            )
+    return arms
+
+
+def _wanted(l0: Any, arms: Sequence[Arm]) -> list[float]:
+    """The values of L0 that all arms can have."""
+    if not isinstance(l0, Sequence) or isinstance(l0, str) or not l0:
+        raise InputError(f"calibrate: l0 must be a list of positive numbers, got {shown(l0)}")
+    wanted = [fit(value, float, "calibrate: l0") for value in l0]
+    smallest = min(arms, key=lambda arm: arm.d_sae)
+    for value in wanted:
+        if not 0 < value <= smallest.d_sae:
+            raise InputError(
+                f"calibrate: an L0 must be above 0 and at most d_sae = {smallest.d_sae} of "
+                f"{smallest.key}, got {value:g}"
+            )
+    return wanted
 
 
 def _direct(arm: Arm, l0: float) -> Arm | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_bench.activations import BatchTopK, JumpReLU, RawThreshold, TopK
+from sae_bench.annotations import typed
 from sae_bench.decoders import FreeRows
 from sae_bench.errors import InputError
 from sae_bench.penalties import NoPenalty
@@ -26,6 +27,7 @@ PROBES = 64
 """Inputs on which an SAE is compared with its plain form, at each of several distances."""
 
 
+@typed()
 def to_jumprelu(sae: SparseAutoencoder) -> SparseAutoencoder:
     """The JumpReLU SAE that computes what a ReLU, BatchTopK or Gated SAE computes in evaluation
     (arXiv 2404.16014, section on weight tying): equal codes but for pre-activations within a few
@@ -37,6 +39,7 @@ def to_jumprelu(sae: SparseAutoencoder) -> SparseAutoencoder:
     return _keeping(sae, exportable(sae).as_jumprelu())
 
 
+@typed()
 def to_gated(sae: SparseAutoencoder) -> SparseAutoencoder:
     """The Gated SAE that computes what a ReLU, BatchTopK or JumpReLU SAE computes in evaluation, so
     that it runs in implementations of Gated SAEs. Equal as in `to_jumprelu`.
@@ -103,9 +106,12 @@ def exportable(sae: SparseAutoencoder) -> Plain:
     is refused instead of being written as something else.
 
     Raises:
-        InputError: nothing that other libraries know, or not what the SAE computes.
+        InputError: nothing that other libraries know, not what the SAE computes, or not finite.
     """
     found = sae.plain()
+    for name, tensor in found.tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{type(sae).__name__}: its {name} is not finite")
     exact = copy.deepcopy(sae).to("cpu", torch.float64).eval()
     plain = exact.plain()
     x = _probes(plain)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pandas as pd
 
+from sae_bench.annotations import shown, typed
 from sae_bench.cache import ActivationCache
 from sae_bench.errors import InputError, a
 from sae_bench.models import LanguageModel
@@ -16,6 +17,7 @@ LM_TOKENS = 4096
 """Default size of the language-model evaluation, in tokens."""
 
 
+@typed("saes", "sets")
 def evaluate(
     saes: SparseAutoencoder | Sequence[SparseAutoencoder],
     sets: ActivationCache | Mapping[str, ActivationCache],
@@ -43,7 +45,10 @@ def evaluate(
             than the activations, a language model that cannot be found again. Nothing has been
             measured then.
     """
-    saes = [saes] if isinstance(saes, SparseAutoencoder) else list(saes)
+    if isinstance(saes, SparseAutoencoder):
+        saes = [saes]
+    if not isinstance(saes, Sequence) or isinstance(saes, str):
+        raise InputError(f"evaluate: takes SAEs, got {a(type(saes).__name__)}; see load_sae")
     named = named_sets(sets)
     if not saes:
         raise InputError("evaluate: no SAEs were given")
@@ -87,6 +92,8 @@ def named_sets(
     if not given:
         raise InputError("evaluate: no evaluation set is named")
     for name, cache in given.items():
+        if not (isinstance(name, str) and name):
+            raise InputError(f"evaluate: sets are named by text, got {shown(name)}")
         if not isinstance(cache, ActivationCache):
             raise InputError(
                 f"evaluate: set {name!r} must be an ActivationCache, got {a(type(cache).__name__)}"
@@ -101,10 +108,17 @@ def language_models(
     None where there is nothing to measure with it.
 
     Raises:
-        InputError: lm_tokens is negative, or a model cannot be found again.
+        InputError: lm_tokens is negative, a model cannot be found again, or `given` is another one.
     """
     if lm_tokens < 0:
         raise InputError(f"lm_tokens must not be negative, got {lm_tokens}")
+    for name, cache in sets.items():
+        own = cache.record().get("model")
+        if lm_tokens and given and own and own["fingerprint"] != given.fingerprint():
+            raise InputError(
+                f"language_model {given.name} is not the model that evaluation set {name!r} comes "
+                f"from, which is {own['name']}: weights, dtype or tokenizer differ"
+            )
     return {
         name: (given or cache.language_model()) if lm_tokens and cache.site else None
         for name, cache in sets.items()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from sae_bench.annotations import typed
 from sae_bench.errors import InputError
 from sae_bench.hub import hub_errors, is_folder, is_repo, is_revision
 from sae_bench.hub_sae import FILES, HubPath, list_folder
@@ -17,6 +18,7 @@ from sae_bench.store import metrics_beside
 CARD = "README.md"
 
 
+@typed("metrics")
 def push_to_hub(
     sae: SparseAutoencoder | str | Path,
     repo_id: str,

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import torch
 
+from sae_bench.annotations import typed
+from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 from sae_bench.formats import FORMATS, Format
 from sae_bench.hub_sae import hub_path
 from sae_bench.sae import SparseAutoencoder
 
 
+@typed()
 def load_sae(path: str | Path, device: torch.device | str = "cpu") -> SparseAutoencoder:
     """Reads an SAE that takes raw activations; which format it is in is seen from its files. In
     evaluation mode.
@@ -22,10 +25,11 @@ def load_sae(path: str | Path, device: torch.device | str = "cpu") -> SparseAuto
         device: where to put it.
 
     Raises:
-        InputError: nothing there, no known format, a hub that cannot be reached, or a file that is
-            damaged, mislabelled or malicious. The message names file and key. Nothing is ever
-            unpickled.
+        InputError: no such device, nothing there, no known format, a hub that cannot be reached,
+            or a file that is damaged, mislabelled or malicious. The message names file and key.
+            Nothing is ever unpickled.
     """
+    device = default_device(device)
     if (remote := hub_path(path)) is None:
         return format_of(Path(path)).load(Path(path)).to(device)
     fetched, origin = remote.fetch()
@@ -34,6 +38,7 @@ def load_sae(path: str | Path, device: torch.device | str = "cpu") -> SparseAuto
     return sae
 
 
+@typed()
 def save_sae(sae: SparseAutoencoder, path: str | Path, format: str) -> None:
     """Writes an SAE that takes raw activations (saved or loaded ones do) in a library's format.
 

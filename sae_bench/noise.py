@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_bench.annotations import typed
 from sae_bench.autocorrelation import Series
 from sae_bench.cache import ActivationCache
 from sae_bench.components import walk
@@ -78,6 +79,7 @@ def standard(kernel: Kernel, steps: int = 8) -> list[Estimator]:
 # -- the instrument -------------------------------------------------------------------------------
 
 
+@typed()
 def gradient_noise(
     sae: SparseAutoencoder,
     cache: ActivationCache,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from sae_bench.annotations import SEEDS
 from sae_bench.components import Component
 from sae_bench.errors import InputError
 
@@ -62,6 +63,10 @@ class Recipe(Component):
         for name in ("lr_warmup", "lr_decay", "penalty_warmup"):
             if getattr(self, name) < 0:
                 raise InputError(f"Recipe: {name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.data_seed < SEEDS.stop:
+            raise InputError(
+                f"Recipe: data_seed must be an integer >= 0 of 64 bits, got {self.data_seed}"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"Recipe: betas must be two numbers in [0, 1), got {self.betas}")
 

@@ -33,7 +33,7 @@ class Released:
         name: the line in figures that it belongs to.
 
     Raises:
-        InputError: no such SAE.
+        InputError: no such SAE, or no name.
     """
 
     path: str | Path
@@ -43,6 +43,8 @@ class Released:
     objection: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and self.name):
+            raise InputError(f"Released: name must be text, got {self.name!r:.40}")
         object.__setattr__(self, "sae", load_sae(self.path))
 
     @cached_property

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sae_bench.activations import Activation, Latents, ReLU
-from sae_bench.annotations import fit
+from sae_bench.annotations import fit, fit_seed, typed
 from sae_bench.components import Component, label_of, walk
 from sae_bench.decoders import Decoder, UnitRows
-from sae_bench.errors import InputError
+from sae_bench.errors import InputError, a
 from sae_bench.estimators import BatchKDE, Estimator, as_estimator
 from sae_bench.files import checksum, write_atomically, write_json
 from sae_bench.kernels import Kernel
@@ -77,10 +77,11 @@ class SparseAutoencoder(Slotted, WithThresholds):
 
     def __init__(self, d_in: int, d_sae: int, *, seed: int = 0, **slots: Any) -> None:
         super().__init__()
-        self.d_in, self.d_sae, self.seed = (
+        self.d_in, self.d_sae = (
             fit(value, int, f"{type(self).__name__}.{name}")
-            for name, value in (("d_in", d_in), ("d_sae", d_sae), ("seed", seed))
+            for name, value in (("d_in", d_in), ("d_sae", d_sae))
         )
+        self.seed = fit_seed(seed, f"{type(self).__name__}.seed")
         self.provenance: dict[str, Any] = {}
         if not (d_in >= 1 and d_sae >= 1):
             raise InputError(
@@ -96,7 +97,7 @@ class SparseAutoencoder(Slotted, WithThresholds):
         for name in self._own_names:
             if name in SparseAutoencoder.__annotations__ or self._own_names.count(name) > 1:
                 raise _taken(self.activation, name)
-        for name, value in self.initial(torch.Generator().manual_seed(seed)).items():
+        for name, value in self.initial(torch.Generator().manual_seed(self.seed)).items():
             if hasattr(self, name):
                 raise _taken(self.activation if name in self._own_names else self, name)
             self.register_parameter(name, nn.Parameter(value))
@@ -226,12 +227,16 @@ class SparseAutoencoder(Slotted, WithThresholds):
         """The codes f, in units of x.
 
         Raises:
-            InputError: x is not of shape (batch, d_in).
+            InputError: x is no tensor of floats of shape (batch, d_in).
         """
-        if x.ndim != 2 or x.shape[1] != self.d_in:
+        is_tensor = isinstance(x, Tensor) and x.is_floating_point()
+        if not is_tensor or x.ndim != 2 or x.shape[1] != self.d_in:
+            found = (
+                f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else a(type(x).__name__)
+            )
             raise InputError(
-                f"{type(self).__name__}: takes activations of shape (batch, {self.d_in}), "
-                f"got {tuple(x.shape)}"
+                f"{type(self).__name__}: takes activations of shape (batch, {self.d_in}), a tensor "
+                f"of floats, got {found}"
             )
         return self.latents(x).f
 
@@ -260,6 +265,7 @@ class SparseAutoencoder(Slotted, WithThresholds):
         self.decoder.project_(self.W_dec)
         self.activation.project_(self._own)
 
+    @typed()
     @torch.no_grad()
     def fold_(self, s: float) -> Self:
         """Turns an SAE for x into the SAE for s * x, in place: codes, thresholds and
@@ -283,15 +289,22 @@ class SparseAutoencoder(Slotted, WithThresholds):
             self.get_buffer(ESTIMATOR + name).copy_(value)
         return self
 
+    @typed()
     def save(self, folder: str | Path) -> None:
         """Writes the SAE as it is (`run` folds it first), its provenance included: weights as
         safetensors, the rest as JSON. `load_sae` reads it back.
 
         Args:
             folder: made if it does not exist.
+
+        Raises:
+            InputError: it cannot be made.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
         tensors = {
             name: tensor.detach().cpu().contiguous()
             for name, tensor in self.state_dict().items()

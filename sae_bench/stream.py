@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_bench.annotations import typed
 from sae_bench.cache import ActivationCache
 from sae_bench.components import digest
 from sae_bench.contexts import Context, ContextPolicy, ordinary
@@ -54,9 +55,11 @@ class ActivationStream(ActivationSource):
         d_in: width of the activations.
 
     Raises:
-        InputError: an input is unknown, or the text has no training documents (on first use).
+        InputError: an input is unknown or of the wrong type, a held-out cache is of another width,
+            or the text has no training documents (on first use).
     """
 
+    @typed()
     def __init__(
         self,
         model: str | Path | LanguageModel,
@@ -87,6 +90,11 @@ class ActivationStream(ActivationSource):
             )
         self._reading = Reading(model, source, context, batch_tokens)
         self._site = resolve_site(model, site)
+        if held_out is not None and held_out.d_in != self._site.d_in:
+            raise InputError(
+                f"held_out has activations of width {held_out.d_in}, those at {site} have "
+                f"{self._site.d_in}"
+            )
         self._tokens, self._dtype = tokens_in_buffer, dtype
         self._filled: _Buffer | None = None
         self.site = site

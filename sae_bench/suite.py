@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
+from sae_bench.annotations import shown
 from sae_bench.components import Component, from_record
 from sae_bench.errors import InputError, counted
 
@@ -62,7 +63,7 @@ class Suite(Generic[T]):
             AssertionError: checks failed; one line each, saying what to do.
         """
         if not self.belongs(thing):
-            raise InputError(f"{thing!r:.60} is no {self.kind}")
+            raise InputError(f"{shown(thing)} is no {self.kind}")
         if found := self.failures(cast(T, thing)):
             lines = [f"{name}: {message}" for name, message in found.items()]
             raise AssertionError("\n".join([f"{counted(len(found), 'check')} failed", *lines]))

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 from torch import Tensor
 
+from sae_bench.annotations import fit_seed, typed
 from sae_bench.cache import ActivationCache
 from sae_bench.components import Component
 from sae_bench.errors import InputError
@@ -39,10 +40,19 @@ class SyntheticFeatures(Component):
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.d_in < 1 or self.n_features < 1 or self.decay < 0 or self.noise < 0:
+        reals = self.decay, self.noise
+        finite = all(math.isfinite(value) and value >= 0 for value in reals)
+        if self.d_in < 1 or self.n_features < 1 or not finite:
             raise InputError(
-                f"{self.label}: d_in and n_features must be positive, decay and noise not negative"
+                f"{self.label}: d_in and n_features must be positive, decay and noise numbers that "
+                "are not negative"
             )
+        if not (float(self.n_features) ** -self.decay):
+            raise InputError(
+                f"{self.label}: with decay = {self.decay:g} the last of {self.n_features} features "
+                "never fires; choose a smaller one"
+            )
+        fit_seed(self.seed, f"{self.label}: seed")
         if not 0 < self.mean_l0 <= self.n_features:
             raise InputError(
                 f"{self.label}: mean_l0 must be above 0 and at most {self.n_features}, the number "
@@ -68,10 +78,18 @@ class SyntheticFeatures(Component):
         log_a = brentq(excess, low - 1e-9, -math.log(law[-1]))
         return torch.from_numpy(np.minimum(1.0, np.exp(log_a) * law)).float()
 
+    @typed()
     def sample(
         self, n: int, seed: int
     ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n n_features"]]:
-        """Tokens x and their true codes c; `seed` chooses the tokens alone."""
+        """Tokens x and their true codes c; `seed` chooses the tokens alone.
+
+        Raises:
+            InputError: no tokens, or no seed.
+        """
+        if n < 1:
+            raise InputError(f"{self.label}: the number of tokens must be positive, got {n}")
+        seed = fit_seed(seed, f"{self.label}: seed")
         generator = torch.Generator().manual_seed(seed)
         shape = (n, self.n_features)
         fires = torch.rand(shape, generator=generator) < self.probabilities()
@@ -82,13 +100,14 @@ class SyntheticFeatures(Component):
             x = x + drawn * (self.noise / math.sqrt(self.d_in))
         return x, codes
 
+    @typed()
     def cache(self, rows: int, seed: int, held_out: float = 0.1) -> ActivationCache:
         """`rows` training tokens, and the share `held_out` of all rows more for evaluation.
 
         Raises:
             InputError: no rows, or no share below 1.
         """
-        if not (isinstance(rows, int) and rows >= 1 and 0 <= held_out < 1):
+        if not (rows >= 1 and 0 <= held_out < 1):
             raise InputError(
                 f"{self.label}: rows must be a positive integer and held_out a share in [0, 1), "
                 f"got {rows!r:.40} and {held_out!r:.40}"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_bench.annotations import annotations, fit
+from sae_bench.annotations import annotations, fit, fit_seed, shown, typed
 from sae_bench.errors import InputError
 from sae_bench.kernels import Kernel, Rectangle
 
@@ -100,3 +100,48 @@ def test_annotations_come_from_bases_first_and_quotes_are_resolved() -> None:
         "path": Any,
     }
     assert set(annotations(Derived, Derived)) == {"kernel", "path", "size", "constant"}
+
+
+# -- arguments of functions -----------------------------------------------------------------------
+
+
+class Thing:
+    @typed("own")
+    def __init__(self, size: int, other: "Thing | None" = None, *, own: str = "") -> None:
+        self.size, self.other, self.own = size, other, own
+
+    @classmethod
+    @typed()
+    def of(cls, share: float, *more: int, **names: str) -> "Thing":
+        return cls(int(share))
+
+
+def test_arguments_are_held_against_annotations() -> None:
+    thing = Thing(np.int64(3), Thing(1), own=5)  # type: ignore[arg-type]
+    assert (type(thing.size), thing.own) == (int, 5)  # what the function judges itself is left
+    assert Thing.of(share=2).size == 2
+    for call, message in (
+        (lambda: Thing("3"), "Thing: size: expected an integer, got '3'"),
+        (lambda: Thing(3, 4), "Thing: other: expected a Thing or None, got 4"),
+        (lambda: Thing.of(True), "Thing.of: share: expected a number, got True"),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert str(caught.value) == message
+    with pytest.raises(TypeError, match="missing a required argument: 'size'"):
+        Thing()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 0, 2**64 - 1, np.int64(5)])
+def test_seeds_that_generators_take(seed: int) -> None:
+    torch.Generator().manual_seed(fit_seed(seed, "X.seed"))
+
+
+@pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64, 0.0, True, "0", None])
+def test_other_seeds(seed: Any) -> None:
+    with pytest.raises(InputError, match=r"^X\.seed: "):
+        fit_seed(seed, "X.seed")
+
+
+def test_what_is_shown_has_one_line() -> None:
+    assert "\n" not in shown(torch.zeros(20, 20))

@@ -108,9 +108,9 @@ def test_a_wrong_axis_is_refused(axes: dict[str, Any], message: str) -> None:
     ("field", "value", "message"),
     [
         ("architecture", "ReLUSAE", "an arm needs a subclass of SparseAutoencoder, got 'ReLUSAE'"),
-        ("d_sae", 8.0, "d_sae must be a positive integer, got 8.0"),
-        ("seed", "0", "seed must be an integer, got '0'"),
-        ("recipe", None, "recipe must be a Recipe, got None"),
+        ("d_sae", 8.0, "d_sae: expected an integer, got 8.0"),
+        ("seed", "0", "seed: expected an integer, got '0'"),
+        ("recipe", None, "recipe: expected a Recipe, got None"),
     ],
 )
 def test_a_field_of_another_type_is_refused(field: str, value: Any, message: str) -> None:

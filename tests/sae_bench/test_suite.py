@@ -54,5 +54,7 @@ def test_failures_are_counted_in_english() -> None:
 def test_what_is_of_another_kind_is_refused() -> None:
     with pytest.raises(InputError, match=r"^'seven' is no number$"):
         NUMBER.run("seven")
-    with pytest.raises(InputError, match=r"^<class .*Rectangle'> is no Penalty object$"):
+    with pytest.raises(
+        InputError, match=r"the class Rectangle \(write Rectangle\(\.\.\.\)\) is no Penalty object"
+    ):
         PENALTY.run(Rectangle)
