@@ -76,13 +76,13 @@ def extract(
         return {name: _begun(folder, fresh[name]) for name, folder in folders.items()}
 
     manifests = begun()
-    if not any(_lacking(manifests, sites, index) for index in range(shards)):
+    if not any(manifest.lacking(shards) for manifest in manifests.values()):
         return folders
+    _check_space(manifests, sites, folders, shards, shard_tokens * DTYPES[dtype].itemsize)
     with ExitStack() as locks:
         for folder in folders.values():
             locks.enter_context(_locked(folder))
         manifests = begun()
-        _check_space(manifests, sites, folders, shards, shard_tokens * DTYPES[dtype].itemsize)
         progress = locks.enter_context(
             Progress(f"{reading.model.name}, {side} side", shards * shard_tokens, "tokens")
         )
@@ -157,10 +157,11 @@ def _check_space(
     bytes_per_feature: int,
 ) -> None:
     """One shard takes d_in * `bytes_per_feature` bytes; columns and contexts count as 5% more."""
-    lacking = (site for index in range(shards) for site in _lacking(manifests, sites, index))
-    needed = int(1.05 * sum(site.d_in * bytes_per_feature for site in lacking))
+    features = sum(site.d_in * manifests[site.name].lacking(shards) for site in sites)
+    needed = int(1.05 * features * bytes_per_feature)
     folder = next(iter(folders.values()))
-    free = shutil.disk_usage(folder).free
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
     if needed > free:
         raise InputError(
             f"{folder}: about {needed / 1e9:.2f} GB of activations are wanted and {free / 1e9:.2f} "

@@ -76,6 +76,12 @@ class Manifest:
             return not self.end_of_text
         return not self.shards[index].path.exists()
 
+    def lacking(self, shards: int) -> int:
+        """How many of the first `shards` shards are lacking."""
+        known = sum(self.lacks(index) for index in range(min(shards, len(self.shards))))
+        beyond = 0 if self.end_of_text else shards - len(self.shards)
+        return known + max(0, beyond)
+
     def with_shard(self, index: int, shard: Shard) -> "Manifest":
         """The manifest with shard `index` appended or replaced."""
         shards = (*self.shards[:index], shard, *self.shards[index + 1 :])
