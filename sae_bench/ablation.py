@@ -26,6 +26,7 @@ from sae_bench.evaluate import LM_TOKENS
 from sae_bench.files import write_table
 from sae_bench.modules import load_file
 from sae_bench.recipe import Recipe
+from sae_bench.store import MEASURED
 from sae_bench.text import Text
 
 if TYPE_CHECKING:
@@ -126,10 +127,17 @@ class Results:
     def _read(cls, table: Path, frequencies: Path) -> "Results":
         try:
             read = pd.read_csv if table.suffix == ".csv" else pd.read_parquet
-            return cls(read(table), pd.read_parquet(frequencies))
+            found = cls(read(table), pd.read_parquet(frequencies))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{table.parent}: no tables of a finished run ({reason})") from None
+        for path, columns, needed in (
+            (table, found.table, ("arm", "series", "setting", "status", *MEASURED)),
+            (frequencies, found.frequencies, ("arm", "eval_set", "frequency")),
+        ):
+            if absent := [name for name in needed if name not in columns]:
+                raise InputError(f"{path}: no table of a finished run (no column {absent[0]!r})")
+        return found
 
 
 def _published_paths(name: str, root: Path) -> tuple[Path, Path]:

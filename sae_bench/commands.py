@@ -20,7 +20,7 @@ from sae_bench.conversion import to_gated, to_jumprelu
 from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
-from sae_bench.files import write_table
+from sae_bench.files import check_writable, write_table
 from sae_bench.hub_upload import push_to_hub
 from sae_bench.loading import load_sae, save_sae
 from sae_bench.noise import gradient_noise, standard
@@ -124,7 +124,9 @@ def run_grid(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(planned(arms))
         return
-    RunFolder(arguments.out).check(arms, {"data": preset.data})
+    folder, every = RunFolder(arguments.out), 60 * arguments.checkpoint_minutes
+    folder.check(arms, {"data": preset.data})
+    folder.checkpoints({}, every)  # refuses what is no interval, before activations are computed
     table = run(
         arms,
         preset.data.cache(arguments.device),
@@ -132,7 +134,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         lm_tokens=preset.data.lm_tokens,
         data=preset.data,
-        checkpoint_every=60 * arguments.checkpoint_minutes,
+        checkpoint_every=every,
     )
     print(summary(table))
     _draw(chosen.figures, ablation.Results.read(arguments.out), arguments.out / "figures")
@@ -190,6 +192,7 @@ def measure_noise(arguments: argparse.Namespace) -> None:
     path = arguments.out / "noise.csv"
     if path.exists():
         raise InputError(f"{path} exists already; choose another --out, or remove it")
+    check_writable(arguments.out)
     sae = load_sae(arguments.sae)
     cache = ActivationCache.open(arguments.cache, device=arguments.device)
     kernel = sae.kernel.kernel.rescaled(1 / cache.scale)
@@ -242,6 +245,10 @@ def measure(arguments: argparse.Namespace) -> None:
     """evaluate: rows for SAEs that are finished."""
     if arguments.out is not None and arguments.out.exists():
         raise InputError(f"{arguments.out} exists already; choose another --out, or remove it")
+    if arguments.out is not None:
+        if arguments.out.suffix not in (".csv", ".parquet"):
+            raise InputError(f"{arguments.out}: --out must end in .csv or .parquet")
+        check_writable(arguments.out.parent)
     cache = ActivationCache.open(arguments.cache, device=arguments.device)
     chosen = [Released(path, name=str(path)) for path in arguments.sae]
     for each in chosen:

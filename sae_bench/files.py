@@ -4,8 +4,11 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -64,6 +67,37 @@ def _is_on_full_disk(partial: Path) -> bool:
     return False
 
 
+def check_name(path: Path) -> None:
+    """Whether a path can be one at all, of something that is there or not.
+
+    Raises:
+        InputError: no file can have such a name, or it may not be looked at.
+    """
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{str(path)!r:.100}: cannot be used ({reason}); choose another") from None
+
+
+def check_writable(folder: Path) -> None:
+    """Whether files can be written into a folder, which need not be there yet; makes nothing.
+
+    Raises:
+        InputError: they cannot.
+    """
+    check_name(folder)
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from None
+
+
 def checksum_of(content: bytes) -> str:
     """xxh3_128 of some bytes, in hexadecimal."""
     return xxhash.xxh3_128_hexdigest(content)
@@ -95,16 +129,21 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         write_atomically(path, lambda partial: table.to_parquet(partial, index=False))
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path, kinds: Mapping[str, type] = MappingProxyType({})) -> dict[str, Any]:
     """Reads what `write_record` wrote.
+
+    Args:
+        path: of the file.
+        kinds: keys that the record must have, and what they hold.
 
     Raises:
         InputError: no such file.
-        DamagedFileError: not as it was written.
+        DamagedFileError: not as it was written, or another kind of record.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         intact = record.pop(CHECKSUM) == digest(record, 32)
+        intact &= all(isinstance(record[key], kind) for key, kind in kinds.items())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, AttributeError, TypeError):

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from sae_bench.annotations import typed
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
 from sae_bench.checkpoints import EVERY
@@ -25,6 +26,7 @@ from sae_bench.store import SKIPPED, RunFolder
 from sae_bench.train import train as train_arms
 
 
+@typed("arms", "train", "evaluate")
 def run(
     arms: Iterable[Arm | Released],
     train: ActivationSource,
@@ -175,16 +177,7 @@ def _evaluation_sets(
 
 
 def _check(arms: list[Arm | Released], train: ActivationSource) -> None:
-    if not arms:
-        raise InputError("run: no arms were given")
-    seen: dict[str, Arm | Released] = {}
     for arm in arms:
-        if (first := seen.get(arm.key)) is not None:
-            both = f" ({arm.key})"
-            if isinstance(arm, Released) and isinstance(first, Released):
-                both = f": {first.name!r} ({first.path}) and {arm.name!r} ({arm.path}) are one SAE"
-            raise InputError(f"run: the same arm is given twice{both}")
-        seen[arm.key] = arm
         if isinstance(arm, Released):
             arm.check_source(train.d_in, train.record())
         else:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from sae_bench.errors import DamagedFileError, InputError
-from sae_bench.store import DONE, EVALUATION, FAILED, RunFolder
+from sae_bench.store import EVALUATION, FAILED, RunFolder
 
 STATES = {
     "done": "trained and measured",
@@ -67,7 +67,6 @@ def _row(
         return {**row, "state": "stopped", "step": step} if step else {**row, "state": "waiting"}
     if outcome["status"] == FAILED:
         return {**row, "state": "failed", "detail": outcome["reason"]}
-    assert outcome["status"] in DONE
     if damage := folder.damage(key, outcome):
         return {**row, "state": "damaged", "detail": damage}
     state = "done" if EVALUATION in outcome["files"] else "trained"

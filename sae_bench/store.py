@@ -12,7 +12,6 @@ is one that failed or whose files are damaged, from the start; a trained one nev
 """
 
 import fcntl
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,13 +28,22 @@ from sae_bench.arm import Arm, check_names
 from sae_bench.checkpoints import Checkpoints, newest_step
 from sae_bench.components import digest, to_plain
 from sae_bench.errors import DamagedFileError, InputError
-from sae_bench.files import checksum, read_record, write_record, write_table
+from sae_bench.files import (
+    check_name,
+    check_writable,
+    checksum,
+    read_record,
+    write_record,
+    write_table,
+)
 from sae_bench.loading import load_sae
 from sae_bench.released import Released
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.train import Trained
 
 VERSION = 1
+SPECIFIED = {"version": int, "inputs": dict, "arms": dict, "skipped": dict}
+"""What every version of a specification has."""
 TRAINED, FAILED, SKIPPED, MISSING = "trained", "failed", "skipped", "missing"
 RELEASED = "released"
 DONE = (TRAINED, RELEASED)
@@ -96,9 +104,11 @@ class RunFolder:
             inputs: what is known of its data by name, JSON-ready; None for what is not known.
 
         Raises:
-            InputError: the folder cannot be written, or holds something else; classes that SAEs
-                could not be loaded with.
+            InputError: no arms, the same arm twice; the folder cannot be written, or holds
+                something else; classes that SAEs could not be loaded with.
         """
+        check_name(self.path)
+        _check_twins(arms)
         check_names(arm for arm in arms if isinstance(arm, Arm))
         if found := self.specification():
             if reason := _difference(found["inputs"], inputs):
@@ -113,14 +123,7 @@ class RunFolder:
                 )
         elif self.path.is_file() or (self.path.is_dir() and any(_entries(self.path))):
             raise InputError(f"{self.path}: exists and is not a run folder; choose another one")
-        ancestor = next(place for place in (self.path, *self.path.parents) if place.exists())
-        try:
-            with tempfile.TemporaryFile(dir=ancestor):
-                pass
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another folder"
-            ) from None
+        check_writable(self.path)
 
     @property
     def is_in_use(self) -> bool:
@@ -170,12 +173,12 @@ class RunFolder:
         if not (self._specification.exists() or self._copy.exists()):
             return None
         try:
-            found = read_record(self._specification)
+            found = read_record(self._specification, SPECIFIED)
         except InputError as error:
             if not self._copy.exists():
                 raise DamagedFileError(f"{error}, or not a run's; choose another folder") from None
-            found = read_record(self._copy)
-        if found.get("version") != VERSION:
+            found = read_record(self._copy, SPECIFIED)
+        if found["version"] != VERSION:
             raise InputError(f"{self._specification}: of another version; choose another folder")
         return found
 
@@ -217,7 +220,7 @@ class RunFolder:
             DamagedFileError: not as it was written.
         """
         path = self.path / "arms" / key / ARM
-        return read_record(path) if path.exists() else None
+        return read_record(path, {"status": str, "files": dict}) if path.exists() else None
 
     def checkpointed(self, key: str) -> int | None:
         """The step of the newest checkpoint of an arm that has begun and not ended, by its key: 0
@@ -393,6 +396,19 @@ def _remedy(name: str, outcome: Mapping[str, Any]) -> str:
     if outcome["status"] == RELEASED:
         return "the arm is stored again"
     return "the arm is trained again, for nothing less gives this file back"
+
+
+def _check_twins(arms: Sequence[Arm | Released]) -> None:
+    if not arms:
+        raise InputError("run: no arms were given")
+    seen: dict[str, Arm | Released] = {}
+    for arm in arms:
+        if (first := seen.get(arm.key)) is not None:
+            both = f" ({arm.key})"
+            if isinstance(arm, Released) and isinstance(first, Released):
+                both = f": {first.name!r} ({first.path}) and {arm.name!r} ({arm.path}) are one SAE"
+            raise InputError(f"run: the same arm is given twice{both}")
+        seen[arm.key] = arm
 
 
 def _entries(folder: Path) -> Iterator[Path]:
