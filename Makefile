@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INTEROP := .venv-interop
 LIBRARIES := tests/interop/constraints.txt
 
-.PHONY: test-faults quickstart test test-interop check format clean
+.PHONY: quickstart test test-interop test-faults soak check format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ test-interop: $(INTEROP)/installed  ## formats against SAELens, dictionary_learn
 
 test-faults: $(VENV)/installed  ## kill and damage runs, over and over: about 15 minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m faults tests/faults --timeout 1800
+
+soak: $(VENV)/installed  ## a long run of small steps, looked at for growth: about 25 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak results/runs/soak
 
 check: $(VENV)/installed  ## formatter, linter, type checker, layer contracts
 	$(BIN)/ruff format --check .
