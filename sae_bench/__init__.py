@@ -1,5 +1,11 @@
 """Benchmarking and ablation suite for sparse autoencoder architectures."""
 
+import os
+
+# Torch's threads go to sleep soon after their work instead of spinning for milliseconds, in which
+# the compiled loops of the sparse path would find no free core. Read once, when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
 from sae_bench.calibrate import calibrate

@@ -18,6 +18,7 @@ from sae_bench.components import Component
 from sae_bench.errors import InputError
 from sae_bench.estimator import Estimator
 from sae_bench.plain import Plain, PlainBatchTopK, PlainJumpReLU, PlainReLU, PlainTopK
+from sae_bench.selection import largest_of_all, largest_of_each
 from sae_bench.surrogate import jump
 
 
@@ -298,8 +299,7 @@ class TopK(FixedL0):
         self, pre: Float[Tensor, "batch d_sae"], own: Mapping[str, Tensor], estimator: Estimator
     ) -> Latents:
         """The k largest of each row; a kept value that is not positive counts as off."""
-        values, index = pre.topk(self.k, dim=-1, sorted=False)
-        f = torch.zeros_like(pre).scatter(-1, index, values.relu())
+        f = largest_of_each(pre, self.k)
         return Latents(pre, f, (f > 0).to(pre.dtype))
 
     def plain(self, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Plain:
@@ -345,8 +345,7 @@ class BatchTopK(FixedL0):
         self, pre: Float[Tensor, "batch d_sae"], own: Mapping[str, Tensor], estimator: Estimator
     ) -> Latents:
         """The k * batch largest of the batch."""
-        values, index = pre.relu().flatten().topk(self.k * len(pre), sorted=False)
-        f = torch.zeros_like(pre).flatten().scatter(0, index, values).view_as(pre)
+        f = largest_of_all(pre, self.k * len(pre))
         return Latents(pre, f, (f > 0).to(pre.dtype))
 
     def infer(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_bench.components import Component
 from sae_bench.errors import InputError
+from sae_bench.rows import remove_parallel_, to_unit_
 
 
 def _directions(d_sae: int, d_in: int, generator: torch.Generator) -> Float[Tensor, "d_sae d_in"]:
@@ -58,11 +59,11 @@ class UnitRows(Decoder):
         self, W_dec: Float[Tensor, "d_sae d_in"], gradient: Float[Tensor, "d_sae d_in"]
     ) -> None:
         """g_i -= (g_i . d_i) d_i."""
-        gradient.addcmul_((gradient * W_dec).sum(1, keepdim=True), W_dec, value=-1)
+        remove_parallel_(W_dec, gradient)
 
     def project_(self, W_dec: Float[Tensor, "d_sae d_in"]) -> None:
         """d_i /= ||d_i||."""
-        W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        to_unit_(W_dec)
 
 
 @dataclass(frozen=True)

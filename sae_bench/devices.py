@@ -1,5 +1,8 @@
 """Where tensors live: every decision about devices stands here."""
 
+import ctypes
+from functools import cache
+
 import torch
 
 from sae_bench.errors import InputError
@@ -34,3 +37,14 @@ def free_memory(device: torch.device) -> int:
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Host tensor from which copies to `device` can be asynchronous (page-locked for CUDA)."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+@cache
+def keep_memory() -> None:
+    """Asks the C library to keep freed memory instead of giving it back to the system: the page
+    faults of a step's large temporaries cost as much as its arithmetic. Only glibc can."""
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -51,9 +51,9 @@ class Kernel(Component):
 
     @property
     def reach(self) -> float:
-        """Largest |u| that is looked at: the support, or 5 where it is infinite (the Gaussian keeps
-        all but 6e-7 of its mass)."""
-        return min(self.support, 5.0)
+        """Largest |u| that is looked at: the support, or 6 where it is infinite (the Gaussian keeps
+        all but 2e-9 of its mass)."""
+        return min(self.support, 6.0)
 
     @abstractmethod
     def density(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -1,7 +1,8 @@
 """The interface that every architecture implements."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,7 +22,9 @@ from sae_bench.kernels import Kernel
 from sae_bench.loss import Loss, squared_error
 from sae_bench.penalties import L1, Penalty
 from sae_bench.plain import Plain
+from sae_bench.projection import Projection, Reach
 from sae_bench.slots import Slotted
+from sae_bench.sparse import Deferred
 from sae_bench.thresholds import ESTIMATOR, WithThresholds
 from sae_bench.user_code import source_digest
 
@@ -83,6 +86,7 @@ class SparseAutoencoder(Slotted, WithThresholds):
         )
         self.seed = fit_seed(seed, f"{type(self).__name__}.seed")
         self.provenance: dict[str, Any] = {}
+        self._reach: Reach | None = None
         if not (d_in >= 1 and d_sae >= 1):
             raise InputError(
                 f"{type(self).__name__}: d_in and d_sae must be positive, got {d_in} and {d_sae}"
@@ -148,7 +152,7 @@ class SparseAutoencoder(Slotted, WithThresholds):
         transpose (untied afterwards), zero biases, and what the activation needs."""
         W_dec = self.decoder.initial(self.d_sae, self.d_in, generator)
         return {
-            "W_enc": W_dec.T.clone(memory_format=torch.contiguous_format),
+            "W_enc": W_dec.T.clone(),  # a latent's weights stay together in memory
             "b_enc": torch.zeros(self.d_sae),
             "W_dec": W_dec,
             "b_dec": torch.zeros(self.d_in),
@@ -221,6 +225,8 @@ class SparseAutoencoder(Slotted, WithThresholds):
     ) -> Float[Tensor, "batch d_out"]:
         """(x - b_dec) W + b, computed as x W + (b - b_dec W): the gradient of b_dec then costs a
         matrix-vector product instead of a matrix product."""
+        if self._reach is not None:
+            return Deferred(Projection(x, W, b, self.b_dec, self._reach))
         return torch.addmm(b - self.b_dec @ W, x, W).to(b.dtype)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
@@ -250,6 +256,25 @@ class SparseAutoencoder(Slotted, WithThresholds):
         reconstruction = self.decode(latents.f)
         terms = self.loss_terms(x, latents, reconstruction, sparsity_scale)
         return Loss.of(terms, latents, reconstruction)
+
+    @contextmanager
+    def sparsely(self, most: float) -> Iterator[None]:
+        """Losses computed inside, and their gradients, touch only the latents that fire or lie
+        within the estimator's reach of their thresholds: the same numbers, sooner.
+
+        Args:
+            most: share of all latents of the batch up to which that is tried.
+
+        Raises:
+            NeedsDense: there are more, or there is code in the way that no entries are enough for.
+        """
+        looks_below = self.activation.trains_threshold or self.kernel.to_input
+        margin = self.kernel.reach(self.estimator_state) if looks_below else 0.0
+        self._reach = Reach(margin, most)
+        try:
+            yield
+        finally:
+            self._reach = None
 
     # -- constraints, scale -----------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.estimator import Estimator
+from sae_bench.sparse import Deferred, Sparse, gathered
 
 
 class _Jump(torch.autograd.Function):
@@ -68,4 +69,8 @@ def jump(
         f: codes, in units of pre.
         step: 0 or 1, dimensionless.
     """
-    return _Jump.apply(pre, theta, estimator)
+    if not isinstance(pre, Deferred):
+        return _Jump.apply(pre, theta, estimator)
+    support = pre.above(theta, margin=True)
+    f, step = _Jump.apply(pre.at(support), gathered(theta, support), estimator)
+    return Sparse(support, f), Sparse(support, step)

@@ -14,6 +14,7 @@ from sae_bench.estimator import Estimator
 from sae_bench.loss import Loss
 from sae_bench.penalties import Penalty
 from sae_bench.samples import Batch, Present, Samples
+from sae_bench.sparse import within
 
 ESTIMATOR = "estimator_"
 """Prefix of the buffers that hold the estimator's state; a saved SAE leaves them out."""
@@ -140,13 +141,12 @@ class WithThresholds(nn.Module):
         """The tokens of a batch within `reach` of thresholds."""
         if latents.f.grad is None:
             raise RuntimeError("estimate_: call loss.latents.f.retain_grad() before backward")
+        step_slope = self.penalty.step_slope(latents, self.W_dec)
         low, high = present.theta - reach, present.theta + reach
-        near = ((latents.pre >= low) & (latents.pre <= high)).nonzero(as_tuple=True)
-        latent = near[1]
-        pre, f, step = (tensor.detach()[near] for tensor in latents)
+        latent, columns = within(low, high, *latents, latents.f.grad, step_slope)
+        pre, f, step, grad, step_slope = columns
         slope = present.penalty.slope(f, present.norms[latent])
-        pull = len(latents.f) * latents.f.grad[near] - present.scale * slope
-        step_slope = self.penalty.step_slope(latents, self.W_dec)[near]
+        pull = len(latents.f) * grad - present.scale * slope
         return Samples(
             latent=latent,
             pre=pre,

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_bench.arm import Arm
 from sae_bench.checkpoints import Checkpoints, State
-from sae_bench.devices import default_device, free_memory
+from sae_bench.devices import default_device, free_memory, keep_memory
 from sae_bench.errors import InputError, one_line
+from sae_bench.paths import MOST, Path
 from sae_bench.progress import Progress
+from sae_bench.projection import NeedsDense
 from sae_bench.sae import Loss, SparseAutoencoder
 from sae_bench.signals import Held, held_signals
 from sae_bench.source import ActivationSource
@@ -60,16 +62,22 @@ class Trainee:
             self._loss = torch.compile(self.sae.loss)
         thresholds = self.sae.threshold_parameters
         own = {id(parameter) for parameter in thresholds}
-        others = [parameter for parameter in self.sae.parameters() if id(parameter) not in own]
+        self._stored = {name: _as_stored(each) for name, each in self.sae.named_parameters()}
+        groups: tuple[list[nn.Parameter], ...] = ([], [])
+        for name, parameter in self.sae.named_parameters():
+            groups[id(parameter) in own].append(self._stored[name])
         self._rates = [self.recipe.lr, self.recipe.threshold_lr or self.recipe.lr]
         self._optimiser = torch.optim.Adam(
-            [{"params": others}, {"params": thresholds}],
+            [{"params": group} for group in groups],
             lr=self.recipe.lr,
             betas=self.recipe.betas,
             eps=self.recipe.adam_eps,
             fused=True,
         )
         self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._path = Path(
+            device.type == "cpu" and not (self.recipe.compile or self.recipe.autocast)
+        )
 
     def step(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
         """One optimiser step on a normalised batch; `index` counts from 0."""
@@ -78,24 +86,48 @@ class Trainee:
             self.sae.b_dec.data.copy_(x.mean(0))
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * recipe.lr_factor(index)
-        self._optimiser.zero_grad(set_to_none=True)
-        with (
-            self.sae.thresholds_left_to_estimator(),
-            torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.autocast),
-        ):
-            loss = self._loss(x, recipe.sparsity_scale(index))
-        if self.sae.needs_samples:
-            loss.latents.f.retain_grad()
-        loss.total.backward()
-        self.sae.estimate_(loss, recipe.sparsity_scale(index))
+        loss = self._gradients(index, x)
         self.sae.project_gradients_()
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.sae.parameters(), recipe.clip)
-        self._optimiser.step()
+        self._update()
         self.sae.project_parameters_()
         self.sae.observe(loss.latents)
         self._finite &= loss.total.detach().isfinite()
         return loss
+
+    def _gradients(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
+        """The loss, with its gradients in the parameters."""
+        if self._path.is_sparse:
+            try:
+                with self.sae.sparsely(MOST):
+                    return self._backward(index, x)
+            except NeedsDense as reason:
+                self._path.close(reason)
+        else:
+            self._path.passed()
+        return self._backward(index, x)
+
+    def _backward(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
+        self.sae.zero_grad(set_to_none=True)
+        scale = self.recipe.sparsity_scale(index)
+        with (
+            self.sae.thresholds_left_to_estimator(),
+            torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.autocast),
+        ):
+            loss = self._loss(x, scale)
+        if self.sae.needs_samples:
+            loss.latents.f.retain_grad()
+        loss.total.backward()
+        self.sae.estimate_(loss, scale)
+        return loss
+
+    def _update(self) -> None:
+        for name, parameter in self.sae.named_parameters():
+            stored, grad = self._stored[name], parameter.grad
+            if stored is not parameter:
+                stored.grad = None if grad is None else grad.T
+        self._optimiser.step()
 
     def log(self, index: int, x: Float[Tensor, "batch d_in"], loss: Loss) -> None:
         """Appends one row of history; changes nothing else.
@@ -148,10 +180,11 @@ class Trainee:
             **{f"sae.{name}": tensor for name, tensor in self._sae_tensors().items()},
             **{
                 f"adam.{name}.{moment}": tensor
-                for name, parameter in self.sae.named_parameters()
-                for moment, tensor in self._optimiser.state.get(parameter, {}).items()
+                for name, stored in self._stored.items()
+                for moment, tensor in self._optimiser.state.get(stored, {}).items()
             },
             "finite": self._finite,
+            "path": self._path.wait,
         }
         return State(step, tensors, self.result.history, self.result.seconds)
 
@@ -164,6 +197,7 @@ class Trainee:
         """
         saved, own = dict(state.tensors), self._sae_tensors()
         self._finite.copy_(saved.pop("finite"))
+        self._path.wait.copy_(saved.pop("path"))
         of_sae = {name: saved.pop(f"sae.{name}", None) for name in own}
         for name, tensor in own.items():
             found = of_sae[name]
@@ -172,14 +206,22 @@ class Trainee:
             tensor.copy_(found)
         for name, tensor in saved.items():
             owner, _, moment = name.removeprefix("adam.").rpartition(".")
-            parameter = self.sae.get_parameter(owner)
-            kept = torch.empty_like(parameter) if tensor.ndim else torch.empty_like(tensor)
-            self._optimiser.state[parameter][moment] = kept.to(parameter.device).copy_(tensor)
+            stored = self._stored[owner]
+            kept = torch.empty_like(stored) if tensor.ndim else torch.empty_like(tensor)
+            self._optimiser.state[stored][moment] = kept.to(stored.device).copy_(tensor)
         self.result.history = [dict(row) for row in state.history]
         self.result.seconds = state.seconds
 
     def _sae_tensors(self) -> dict[str, Tensor]:
         return dict(chain(self.sae.named_parameters(), self.sae.named_buffers()))
+
+
+def _as_stored(parameter: nn.Parameter) -> nn.Parameter:
+    """The parameter, or its transpose if that is how it lies in memory: the fused optimiser would
+    copy it back and forth."""
+    if parameter.ndim != 2 or parameter.is_contiguous() or not parameter.T.is_contiguous():
+        return parameter
+    return nn.Parameter(parameter.data.T)
 
 
 def _reason(error: Exception) -> str:
@@ -260,6 +302,7 @@ def train(
     """
     arms = list(arms)
     device = default_device(device)
+    keep_memory()
     budget = memory if memory is not None else int(0.8 * free_memory(device))
     groups: dict[tuple[Any, ...], list[Arm]] = {}
     for arm in arms:

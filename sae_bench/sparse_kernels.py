@@ -1,0 +1,224 @@
+"""The loops of the sparse path: all arithmetic that touches only the latents that fired.
+
+Rows are stored one after another: `starts[i]` to `starts[i + 1]` are the entries of row i, `column`
+says where in the row each stands, `value` what it is. Arrays are C-contiguous, in host memory.
+Nothing else in the project knows how this is computed; another device needs its own such module.
+"""
+
+import numpy as np
+
+from sae_bench.parallel import by_entries, evenly, loop, share
+
+GROUP = 16
+"""Neighbours of which the largest stands for all in the first pass of `_largest`."""
+
+
+@loop
+def _count_above(first, last, product, bias, bound, found, count):
+    for i in range(first, last):
+        row, flags = product[i], found[i]
+        for j in range(row.shape[0]):
+            flags[j] = not (row[j] + bias[j] <= bound[j])  # what is no number counts as above
+        total = np.int64(0)
+        for j in range(row.shape[0]):
+            total += flags[j]
+        count[i] = total
+
+
+@loop
+def _list_above(first, last, product, bias, found, starts, column, value):
+    for i in range(first, last):
+        row, flags, place = product[i], found[i], starts[i]
+        words = flags[: flags.shape[0] // 8 * 8].view(np.uint64)
+        for w in range(words.shape[0]):
+            if words[w]:
+                for j in range(8 * w, 8 * w + 8):
+                    if flags[j]:
+                        column[place] = j
+                        value[place] = row[j] + bias[j]
+                        place += 1
+        for j in range(8 * words.shape[0], flags.shape[0]):
+            if flags[j]:
+                column[place] = j
+                value[place] = row[j] + bias[j]
+                place += 1
+
+
+@loop
+def _largest(first, last, product, bias, k, group, column, value):
+    width = product.shape[1]
+    groups = (width + group - 1) // group
+    row = np.empty(width, product.dtype)
+    top = np.empty(groups, product.dtype)
+    where = np.empty(width, np.int32)
+    for i in range(first, last):
+        for j in range(width):
+            row[j] = product[i, j] + bias[j]
+        for g in range(groups):
+            best = row[g * group]
+            for j in range(g * group + 1, min(width, g * group + group)):
+                best = max(best, row[j])
+            top[g] = best
+        # At least k values reach the k-th largest of the groups' maxima.
+        bound = np.partition(top, groups - k)[groups - k]
+        found = 0
+        for g in range(groups):
+            if top[g] >= bound:
+                for j in range(g * group, min(width, g * group + group)):
+                    if row[j] >= bound:
+                        where[found] = j
+                        found += 1
+        near = row[where[:found]]
+        least = np.partition(near, found - k)[found - k] if found > k else bound
+        ties = k
+        for n in range(found):
+            ties -= near[n] > least
+        place = i * k
+        for n in range(found):
+            if place < (i + 1) * k and (near[n] > least or (near[n] == least and ties > 0)):
+                ties -= near[n] == least
+                column[place] = where[n]
+                value[place] = near[n]
+                place += 1
+        for rest in range(place, (i + 1) * k):  # only where there are values that are no numbers
+            column[rest] = rest - i * k
+            value[rest] = row[rest - i * k]
+
+
+@loop
+def _transpose(first, last, starts, column, ends, order, token):
+    for i in range(first, last):
+        for e in range(starts[i], starts[i + 1]):
+            place = ends[column[e]]
+            order[place] = e
+            token[place] = i
+            ends[column[e]] = place + 1
+
+
+@loop
+def _weighted_rows(first, last, starts, column, value, order, rows, scale, base, out):
+    width = rows.shape[1]
+    for i in range(first, last):
+        target, start, factor = out[i], base[i % base.shape[0]], scale[i % scale.shape[0]]
+        for j in range(width):
+            target[j] = factor * start[j]
+        e, end = starts[i], starts[i + 1]
+        while e + 4 <= end:
+            a, b = value[order[e]], value[order[e + 1]]
+            c, d = value[order[e + 2]], value[order[e + 3]]
+            p, q = rows[column[e]], rows[column[e + 1]]
+            r, s = rows[column[e + 2]], rows[column[e + 3]]
+            for j in range(width):
+                target[j] += (a * p[j] + b * q[j]) + (c * r[j] + d * s[j])
+            e += 4
+        while e < end:
+            a, p = value[order[e]], rows[column[e]]
+            for j in range(width):
+                target[j] += a * p[j]
+            e += 1
+
+
+@loop
+def _sampled_products(first, last, starts, column, left, rows, out):
+    width = rows.shape[1]
+    for i in range(first, last):
+        x, e, end = left[i], starts[i], starts[i + 1]
+        while e + 4 <= end:
+            p, q = rows[column[e]], rows[column[e + 1]]
+            r, s = rows[column[e + 2]], rows[column[e + 3]]
+            a = b = c = d = rows.dtype.type(0)
+            for j in range(width):
+                a += x[j] * p[j]
+                b += x[j] * q[j]
+                c += x[j] * r[j]
+                d += x[j] * s[j]
+            out[e], out[e + 1], out[e + 2], out[e + 3] = a, b, c, d
+            e += 4
+        while e < end:
+            p, a = rows[column[e]], rows.dtype.type(0)
+            for j in range(width):
+                a += x[j] * p[j]
+            out[e] = a
+            e += 1
+
+
+@loop
+def _remove_parallel(first, last, rows, gradient):
+    for i in range(first, last):
+        d, g = rows[i], gradient[i]
+        dot = rows.dtype.type(0)
+        for j in range(d.shape[0]):
+            dot += g[j] * d[j]
+        for j in range(d.shape[0]):
+            g[j] -= dot * d[j]
+
+
+@loop
+def _to_unit_rows(first, last, rows, least):
+    for i in range(first, last):
+        d = rows[i]
+        total = rows.dtype.type(0)
+        for j in range(d.shape[0]):
+            total += d[j] * d[j]
+        norm = max(np.sqrt(total), rows.dtype.type(least))
+        for j in range(d.shape[0]):
+            d[j] /= norm
+
+
+def above(product, bias, bound):
+    """The entries of `product + bias` above `bound`, one a column: starts, column, value."""
+    rows, width = product.shape
+    found, count = np.empty((rows, width), np.uint8), np.empty(rows, np.int64)
+    share(_count_above, evenly(rows), rows * width, product, bias, bound, found, count)
+    starts = offsets(count)
+    column, value = np.empty(starts[-1], np.int32), np.empty(starts[-1], product.dtype)
+    share(_list_above, evenly(rows), rows * width, product, bias, found, starts, column, value)
+    return starts, column, value
+
+
+def largest(product, bias, k):
+    """The k largest of each row of `product + bias`, by column: of equal ones the first."""
+    rows, width = product.shape
+    group = GROUP if width // GROUP >= 2 * k else 1
+    column, value = np.empty(rows * k, np.int32), np.empty(rows * k, product.dtype)
+    share(_largest, evenly(rows), rows * width, product, bias, k, group, column, value)
+    return np.arange(0, (rows + 1) * k, k), column, value
+
+
+def transpose(starts, column, width):
+    """The entries by column: starts, order (their numbers) and token (their rows)."""
+    ends = offsets(np.bincount(column, minlength=width))
+    order, token = np.empty(len(column), np.int64), np.empty(len(column), np.int32)
+    _transpose(0, len(starts) - 1, starts, column, ends[:-1].copy(), order, token)
+    return ends, order, token
+
+
+def weighted_rows(starts, column, value, order, rows, scale, base):
+    """out[i] = scale[i] base[i] + sum of value[order[e]] rows[column[e]] over the entries e of row
+    i; where `scale` or `base` has one row, it is that of all."""
+    out = np.empty((len(starts) - 1, rows.shape[1]), rows.dtype)
+    arrays = starts, column, value, order, rows, scale, base, out
+    share(_weighted_rows, by_entries(starts), out.size + len(column) * rows.shape[1], *arrays)
+    return out
+
+
+def sampled_products(starts, column, left, rows):
+    """left[i] . rows[column[e]] for every entry e, i its row."""
+    out, work = np.empty(len(column), rows.dtype), len(column) * rows.shape[1]
+    share(_sampled_products, by_entries(starts), work, starts, column, left, rows, out)
+    return out
+
+
+def remove_parallel(rows, gradient):
+    """gradient_i -= (gradient_i . row_i) row_i, in place."""
+    share(_remove_parallel, evenly(len(rows)), rows.size, rows, gradient)
+
+
+def to_unit_rows(rows, least):
+    """row_i /= max(||row_i||, least), in place."""
+    share(_to_unit_rows, evenly(len(rows)), rows.size, rows, least)
+
+
+def offsets(count):
+    """Where each row's entries begin, and the end of the last."""
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(count)))
