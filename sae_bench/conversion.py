@@ -86,10 +86,8 @@ def sae_of(plain: Plain) -> SparseAutoencoder:
         case _:
             raise InputError(f"no architecture computes a {type(plain).__name__}")
     sae = architecture(name)(plain.d_in, plain.d_sae, **slots)
-    copies = {name: tensor.detach().clone() for name, tensor in (tensors | extra).items()}
-    missing, unknown = sae.load_state_dict(copies, strict=False, assign=True)
-    assert not unknown
-    assert not set(missing) & {parameter for parameter, _ in sae.named_parameters()}
+    assert {name for name, _ in sae.named_parameters()} <= set(tensors | extra)
+    sae.adopt(tensors | extra)
     return sae.eval()
 
 

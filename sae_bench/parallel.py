@@ -1,8 +1,10 @@
 """Compiled loops on all cores of torch's share of the machine, for arrays in host memory."""
 
+import inspect
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -23,6 +25,7 @@ def loop(function: Loop) -> Loop:
     interpreter's lock, may reorder sums (the same way every time), and is kept on disk if that can
     be written."""
     options = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+    function = inspect.unwrap(function)  # type checks in tests wrap whatever is defined
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # there is no place to keep it
@@ -39,7 +42,7 @@ def share(function: Loop, bounds: Callable[[int], np.ndarray], work: int, *array
     """
     threads = torch.get_num_threads()
     ends = bounds(1 if threads == 1 or work < SMALL else threads * PIECES)
-    tasks = [(int(a), int(b)) for a, b in zip(ends, ends[1:], strict=False) if b > a]
+    tasks = [(int(a), int(b)) for a, b in pairwise(ends) if b > a]
     if len(tasks) <= 1:
         for first, last in tasks:
             function(first, last, *arrays)

@@ -105,8 +105,8 @@ class Projection:
 
     def detached(self) -> "Projection":
         """The same without gradients."""
-        tensors = (each.detach() for each in (self.x, self.W, self.b, self.b_dec))
-        return Projection(*tensors, self.reach)
+        x, W, b, b_dec = (each.detach() for each in (self.x, self.W, self.b, self.b_dec))
+        return Projection(x, W, b, b_dec, self.reach)
 
     def _bias(self) -> Float[Tensor, " d_sae"]:
         return self.b - self.b_dec @ self.W

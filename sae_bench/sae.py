@@ -314,6 +314,17 @@ class SparseAutoencoder(Slotted, WithThresholds):
             self.get_buffer(ESTIMATOR + name).copy_(value)
         return self
 
+    @torch.no_grad()
+    def adopt(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes copies of `tensors` in place of its own of those names: values and types as given,
+        memory layouts as its own, so that the same values compute the same bits."""
+        own = self.state_dict()
+        taken = {
+            name: torch.empty_like(own[name], dtype=tensor.dtype).copy_(tensor)
+            for name, tensor in tensors.items()
+        }
+        self.load_state_dict(own | taken, assign=True)
+
     @typed()
     def save(self, folder: str | Path) -> None:
         """Writes the SAE as it is (`run` folds it first), its provenance included: weights as

@@ -27,7 +27,7 @@ class _Matrix(Tensor):
     """
 
     def __new__(cls, shape: tuple[int, int], dtype: torch.dtype) -> Any:
-        return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device="cpu")
+        return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device("cpu"))
 
     @classmethod
     def __torch_function__(
@@ -47,12 +47,12 @@ class _Matrix(Tensor):
         raise NeedsDense(f"{name} of codes or pre-activations")
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise NeedsDense(f"{func} of codes or pre-activations")
 
-    def __repr__(self, **_: Any) -> str:
+    def on_repr(self, func: Callable, _: Tensor, **__: Any) -> str:
         return f"{type(self).__name__}{tuple(self.shape)}"
 
     def on_new(self, func: Callable, _: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -68,11 +68,11 @@ class Deferred(_Matrix):
     """`projection` + `shift`, then `maps`: elementwise functions of entries and their support."""
 
     projection: Projection
-    shift: Tensor | None
+    shift: Tensor | float | None
     maps: tuple[Callable[[Tensor, Support], Tensor], ...]
 
     def __new__(
-        cls, projection: Projection, shift: Tensor | None = None, maps: tuple = ()
+        cls, projection: Projection, shift: Tensor | float | None = None, maps: tuple = ()
     ) -> "Deferred":
         made = super().__new__(cls, projection.shape, projection.x.dtype)
         made.projection, made.shift, made.maps = projection, shift, maps
@@ -89,7 +89,7 @@ class Deferred(_Matrix):
         """The values of these entries."""
         entries = self.projection.at(support)
         if self.shift is not None:
-            entries = entries + gathered(self.shift, support)
+            entries = entries + _other(self.shift, support)
         for each in self.maps:
             entries = each(entries, support)
         return entries
@@ -103,17 +103,27 @@ class Deferred(_Matrix):
         if margin:
             low = low - self.projection.reach.margin
         if self.shift is not None:
-            low = low - self.shift.detach()
+            low = low - torch.as_tensor(self.shift).detach()
         return self.projection.above(low.expand(self.shape[1]).contiguous())
 
     def on_add(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         other = args[1] if args[0] is self else args[0]
-        is_vector = isinstance(other, Tensor) and other.shape in (torch.Size(), self.shape[1:])
-        if self.maps or kwargs or not is_vector or isinstance(other, _Matrix):
+        if self.maps or kwargs or not self._shifts(other):
             return _elementwise(func, "add", args, kwargs)
         return Deferred(self.projection, other if self.shift is None else self.shift + other)
 
     on_radd = on_add
+
+    def on_sub(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        if self.maps or kwargs or args[0] is not self or not self._shifts(args[1]):
+            return _elementwise(func, "sub", args, kwargs)
+        return self.on_add(func, self, -args[1])
+
+    def _shifts(self, other: Any) -> bool:
+        """Whether it is one number, or one for each latent."""
+        if not isinstance(other, Tensor):
+            return isinstance(other, float | int)
+        return other.shape in (torch.Size(), self.shape[1:]) and not isinstance(other, _Matrix)
 
     def on_relu(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         if self.maps:
@@ -131,7 +141,7 @@ class Deferred(_Matrix):
         return self.plain.columns(index)
 
     def on_detach(self, func: Callable, _: Tensor) -> Tensor:
-        shift = None if self.shift is None else self.shift.detach()
+        shift = self.shift.detach() if isinstance(self.shift, Tensor) else self.shift
         maps = (*self.maps, lambda entries, support: entries.detach())
         return Deferred(self.projection.detached(), shift, maps if self.maps else ())
 
@@ -278,27 +288,33 @@ def _entries(value: Tensor, support: Support) -> Tensor:
     return value[support.tokens, support.latents]
 
 
-_ABOUT = frozenset(
-    "get_shape get_dtype get_device get_layout get_ndim get_is_cuda size dim numel nelement len "
-    "is_floating_point is_complex element_size stride is_contiguous".split()
-)
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ABOUT = _names("""
+    get_shape get_dtype get_device get_layout get_ndim get_is_cuda size dim numel nelement len
+    is_floating_point is_complex element_size stride is_contiguous
+""")
 """What the wrapper itself knows."""
 
-_ELEMENTWISE = frozenset(
-    "relu tanh sigmoid abs absolute square sqrt neg negative sign exp expm1 log log1p pow rpow "
-    "reciprocal clamp clamp_min clamp_max clip isfinite isnan isinf logical_not logical_and "
-    "logical_or invert and or "
-    "add radd sub rsub mul rmul div rdiv truediv rtruediv true_divide gt ge lt le eq ne "
-    "maximum minimum where masked_fill to type type_as float double bool int long detach clone "
-    "contiguous softplus silu gelu erf".split()
-)
+_ELEMENTWISE = _names("""
+    relu tanh sigmoid abs absolute square sqrt neg negative sign exp expm1 log log1p pow rpow
+    reciprocal clamp clamp_min clamp_max clip isfinite isnan isinf logical_not logical_and
+    logical_or invert and or add radd sub rsub mul rmul div rdiv truediv rtruediv true_divide
+    gt ge lt le eq ne maximum minimum where masked_fill to type type_as float double bool int long
+    detach clone contiguous softplus silu gelu erf
+""")
 """Functions of each element alone."""
+
+_PRODUCTS = _names("mul rmul div truediv true_divide")
+"""Functions that are 0 where their first argument (of a product: any) is."""
 
 
 def _name(func: Callable) -> str:
     name = getattr(func, "__name__", "")
     if name == "__get__":
-        return f"get_{func.__self__.__name__}"
+        return f"get_{func.__self__.__name__}"  # type: ignore[attr-defined]
     return name.strip("_") if name.endswith("__") else name
 
 
@@ -382,7 +398,3 @@ def _background(
         for each in args
     )
     return func(*here, **kwargs).item()
-
-
-_PRODUCTS = frozenset("mul rmul div truediv true_divide".split())
-"""Functions that are 0 where their first argument (of a product: any) is."""

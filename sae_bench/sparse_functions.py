@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from sae_bench.support import Support
@@ -75,11 +75,11 @@ def decoded(
     return _Decoded.apply(base, value, W, support)
 
 
-def sums_of_latents(value: Float[Tensor, " entries"], support: Support) -> Float[Tensor, " width"]:
+def sums_of_latents(value: Num[Tensor, " entries"], support: Support) -> Num[Tensor, " width"]:
     """The sum of each column."""
     return value.new_zeros(support.width).index_add(0, support.latents, value)
 
 
-def sums_of_tokens(value: Float[Tensor, " entries"], support: Support) -> Float[Tensor, " tokens"]:
+def sums_of_tokens(value: Num[Tensor, " entries"], support: Support) -> Num[Tensor, " tokens"]:
     """The sum of each row."""
     return value.new_zeros(support.rows).index_add(0, support.tokens, value)

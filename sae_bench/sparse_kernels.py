@@ -6,6 +6,7 @@ Nothing else in the project knows how this is computed; another device needs its
 """
 
 import numpy as np
+from numpy import ndarray as Array
 
 from sae_bench.parallel import by_entries, evenly, loop, share
 
@@ -165,7 +166,7 @@ def _to_unit_rows(first, last, rows, least):
             d[j] /= norm
 
 
-def above(product, bias, bound):
+def above(product: Array, bias: Array, bound: Array) -> tuple[Array, Array, Array]:
     """The entries of `product + bias` above `bound`, one a column: starts, column, value."""
     rows, width = product.shape
     found, count = np.empty((rows, width), np.uint8), np.empty(rows, np.int64)
@@ -176,7 +177,7 @@ def above(product, bias, bound):
     return starts, column, value
 
 
-def largest(product, bias, k):
+def largest(product: Array, bias: Array, k: int) -> tuple[Array, Array, Array]:
     """The k largest of each row of `product + bias`, by column: of equal ones the first."""
     rows, width = product.shape
     group = GROUP if width // GROUP >= 2 * k else 1
@@ -185,7 +186,7 @@ def largest(product, bias, k):
     return np.arange(0, (rows + 1) * k, k), column, value
 
 
-def transpose(starts, column, width):
+def transpose(starts: Array, column: Array, width: int) -> tuple[Array, Array, Array]:
     """The entries by column: starts, order (their numbers) and token (their rows)."""
     ends = offsets(np.bincount(column, minlength=width))
     order, token = np.empty(len(column), np.int64), np.empty(len(column), np.int32)
@@ -193,7 +194,15 @@ def transpose(starts, column, width):
     return ends, order, token
 
 
-def weighted_rows(starts, column, value, order, rows, scale, base):
+def weighted_rows(
+    starts: Array,
+    column: Array,
+    value: Array,
+    order: Array,
+    rows: Array,
+    scale: Array,
+    base: Array,
+) -> Array:
     """out[i] = scale[i] base[i] + sum of value[order[e]] rows[column[e]] over the entries e of row
     i; where `scale` or `base` has one row, it is that of all."""
     out = np.empty((len(starts) - 1, rows.shape[1]), rows.dtype)
@@ -202,19 +211,19 @@ def weighted_rows(starts, column, value, order, rows, scale, base):
     return out
 
 
-def sampled_products(starts, column, left, rows):
+def sampled_products(starts: Array, column: Array, left: Array, rows: Array) -> Array:
     """left[i] . rows[column[e]] for every entry e, i its row."""
     out, work = np.empty(len(column), rows.dtype), len(column) * rows.shape[1]
     share(_sampled_products, by_entries(starts), work, starts, column, left, rows, out)
     return out
 
 
-def remove_parallel(rows, gradient):
+def remove_parallel(rows: Array, gradient: Array) -> None:
     """gradient_i -= (gradient_i . row_i) row_i, in place."""
     share(_remove_parallel, evenly(len(rows)), rows.size, rows, gradient)
 
 
-def to_unit_rows(rows, least):
+def to_unit_rows(rows: Array, least: float) -> None:
     """row_i /= max(||row_i||, least), in place."""
     share(_to_unit_rows, evenly(len(rows)), rows.size, rows, least)
 

@@ -1,4 +1,4 @@
-"""Where the latents of a batch fired: the pattern of entries that codes, steps and gradients share."""
+"""Where the latents of a batch fired: the places that codes, steps and gradients share."""
 
 from dataclasses import dataclass
 from functools import cached_property

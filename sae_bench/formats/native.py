@@ -111,9 +111,9 @@ def _check_source(sae: SparseAutoencoder, where: Path) -> None:
 
 def _put(tensors: Mapping[str, Tensor], sae: SparseAutoencoder, path: Path) -> None:
     """Gives an SAE the tensors of its file, in the types in which they were stored."""
-    state = {name: t for name, t in sae.state_dict().items() if name.startswith(ESTIMATOR)}
-    expected = {name: t for name, t in sae.state_dict().items() if name not in state}
+    state = sae.state_dict()
+    expected = {name: t for name, t in state.items() if not name.startswith(ESTIMATOR)}
     shapes = {name: tuple(t.shape) for name, t in expected.items()}
     integers = [name for name, t in expected.items() if not t.is_floating_point()]
     check(tensors, shapes, path, type(sae).__name__, integers)
-    sae.load_state_dict({**tensors, **state}, assign=True)
+    sae.adopt(tensors)
