@@ -1,5 +1,6 @@
 """Lockstep training: all arms of a group consume one pass over one stream of batches."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,6 +76,7 @@ class Trainee:
             fused=True,
         )
         self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._observed = False
         self._path = Path(
             device.type == "cpu" and not (self.recipe.compile or self.recipe.autocast)
         )
@@ -101,7 +103,11 @@ class Trainee:
         if self._path.is_sparse:
             try:
                 with self.sae.sparsely(MOST):
-                    return self._backward(index, x)
+                    loss = self._backward(index, x)
+                if not self._observed:  # whether the counters can do with entries, too
+                    copy.deepcopy(self.sae).observe(loss.latents)
+                    self._observed = True
+                return loss
             except NeedsDense as reason:
                 self._path.close(reason)
         else:

@@ -1,0 +1,136 @@
+"""When the trainer takes the sparse path, and that nothing but time depends on it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from architectures import JumpReLUSAE, ReLUSAE
+from sae_bench.arm import Arm
+from sae_bench.paths import NEVER, PAUSE, Path
+from sae_bench.penalties import L1
+from sae_bench.projection import NeedsDense
+from sae_bench.sae import SparseAutoencoder
+from sae_bench.train import Trainee
+from tests.small import ARCHITECTURES, D_IN, D_SAE, JUMP, RECIPE, small_batch, small_slots
+
+CPU = torch.device("cpu")
+LONG = RECIPE.replace(tokens=32 * 400, lr=3e-2)
+
+
+def sparser() -> Arm:
+    """An arm whose codes begin dense and end sparse."""
+    return Arm(ReLUSAE, D_SAE, LONG, slots={"penalty": L1(0.5)})
+
+
+def trained(arm: Arm, steps: int, start: Trainee | None = None, first: int = 0) -> list[bool]:
+    """Whether each step was sparse."""
+    trainee = start or Trainee(arm, D_IN, CPU)
+    went = []
+    for index in range(first, first + steps):
+        loss = trainee.step(index, small_batch(index))
+        went.append(type(loss.latents.f) is not Tensor)
+    return went
+
+
+def test_a_path_in_words() -> None:
+    path = Path(possible=True)
+    assert path.is_sparse
+    path.close(NeedsDense("too many", lasting=False))
+    for _ in range(PAUSE):
+        assert not path.is_sparse
+        path.passed()
+    assert path.is_sparse
+    path.close(NeedsDense("code in the way"))
+    for _ in range(2 * PAUSE):
+        path.passed()
+    assert not path.is_sparse
+    assert int(path.wait) == NEVER
+    assert not Path(possible=False).is_sparse
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sparse path is taken however many latents fire."""
+    monkeypatch.setattr("sae_bench.train.MOST", 1.0)
+
+
+def test_it_is_tried_again_until_codes_are_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae_bench.train.MOST", 0.3)
+    went = trained(sparser(), 200)
+    assert not any(went[: PAUSE + 1])
+    assert all(went[-50:])
+    assert went.index(True) % (PAUSE + 1) == 0
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("cls", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def test_both_paths_train_to_the_same_weights(cls: type[SparseAutoencoder]) -> None:
+    """To what round-off in float32 becomes under Adam in 20 steps."""
+    arm = Arm(cls, D_SAE, RECIPE, slots=small_slots(cls))
+    thin, dense = Trainee(arm, D_IN, CPU), Trainee(arm, D_IN, CPU)
+    dense._path = Path(possible=False)
+    assert all(trained(arm, 20, thin))
+    assert not any(trained(arm, 20, dense))
+    for (name, a), b in zip(thin.sae.named_parameters(), dense.sae.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_resumed_arm_goes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a checkpoint taken during a pause, bit for bit."""
+    monkeypatch.setattr("sae_bench.train.MOST", 0.3)
+    arm = sparser()
+    whole, first, second = (Trainee(arm, D_IN, CPU) for _ in range(3))
+    went = trained(arm, 120, whole)
+    half = went.index(True) - 5
+    before = trained(arm, half, first)
+    assert int(first._path.wait) > 0
+    second.restore(first.state(half))
+    assert before + trained(arm, 120 - half, second, half) == went
+    for a, b in zip(whole.sae.state_dict().values(), second.sae.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+class Sorting(SparseAutoencoder):
+    """Its loss looks at all codes of a token."""
+
+    def loss_terms(self, x: Tensor, latents: Any, reconstruction: Tensor, scale: float) -> Any:
+        terms = super().loss_terms(x, latents, reconstruction, scale)
+        return terms | {"mine": 0.1 * latents.f.sort(-1).values[:, -4:].sum(-1).mean()}
+
+
+@pytest.mark.usefixtures("eager")
+def test_code_that_needs_all_codes_gets_them() -> None:
+    arm = Arm(Sorting, D_SAE, RECIPE)
+    trainee = Trainee(arm, D_IN, CPU)
+    assert trained(arm, 40, trainee) == [False] * 40
+    assert int(trainee._path.wait) == NEVER
+    assert trainee._path.reason is not None
+    assert "sort" in trainee._path.reason
+
+
+class Nosy(SparseAutoencoder):
+    """Its counters look at all codes."""
+
+    def observe(self, latents: Any) -> None:
+        super().observe(latents)
+        self.provenance["largest"] = float(latents.f.sort(-1).values.max())
+
+
+@pytest.mark.usefixtures("eager")
+def test_counters_that_need_all_codes_get_them_and_count_once() -> None:
+    arm = Arm(Nosy, D_SAE, RECIPE)
+    trainee = Trainee(arm, D_IN, CPU)
+    assert trained(arm, 5, trainee) == [False] * 5
+    assert trainee.sae.provenance["largest"] > 0
+    assert trainee.sae.silent_tokens.max() <= 5 * 32
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("changes", [{"autocast": True}, {"clip": 1.0}])
+def test_settings_of_the_recipe(changes: dict[str, Any]) -> None:
+    """Mixed precision has no sparse path; clipping does not mind."""
+    arm = Arm(JumpReLUSAE, D_SAE, RECIPE.replace(**changes), slots=JUMP)
+    trainee = Trainee(arm, D_IN, CPU)
+    assert any(trained(arm, 20, trainee)) is ("autocast" not in changes)
