@@ -97,6 +97,13 @@ def _transpose(first, last, starts, column, ends, order, token):
 
 
 @loop
+def _ranks(first, last, column, count, out):
+    for e in range(first, last):
+        out[e] = count[column[e]]
+        count[column[e]] += 1
+
+
+@loop
 def _weighted_rows(first, last, starts, column, value, order, rows, scale, base, out):
     width = rows.shape[1]
     for i in range(first, last):
@@ -192,6 +199,13 @@ def transpose(starts: Array, column: Array, width: int) -> tuple[Array, Array, A
     order, token = np.empty(len(column), np.int64), np.empty(len(column), np.int32)
     _transpose(0, len(starts) - 1, starts, column, ends[:-1].copy(), order, token)
     return ends, order, token
+
+
+def ranks(column: Array, width: int) -> tuple[Array, Array]:
+    """How many earlier entries each has in its column, and how many entries each column has."""
+    out, count = np.empty(len(column), np.int64), np.zeros(width, np.int64)
+    _ranks(0, len(column), column, count, out)
+    return out, count
 
 
 def weighted_rows(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_bench.errors import InputError
 from sae_bench.estimator import Bandwidth, Estimate, Remembering, State, at
+from sae_bench.ranks import ranks
 from sae_bench.samples import Batch, Present, Samples
 
 FIELDS = ("pre", "projection", "step_slope", "weight")
@@ -97,11 +98,9 @@ def pack(
     """
     distance = (samples.pre - theta[samples.latent]).abs()
     near = (distance <= at(half, samples.latent)).nonzero()[:, 0]
-    order = near[samples.latent[near].argsort(stable=True)]
-    latent = samples.latent[order]
-    count = torch.bincount(latent, minlength=len(theta))
-    rank = torch.arange(len(latent), device=latent.device) - (count.cumsum(0) - count)[latent]
-    kept = (rank < slots).nonzero()[:, 0]
-    chosen = Samples(*(column[order[kept]] for column in samples))
+    rank, count = ranks(samples.latent[near], len(theta))
+    within = (rank < slots).nonzero()[:, 0]
+    kept = near[within]
+    chosen = Samples(*(column[kept] for column in samples))
     scale = (count / slots).clamp(min=1)[chosen.latent]
-    return chosen.latent, rank[kept], chosen._replace(weight=chosen.weight * scale)
+    return chosen.latent, rank[within], chosen._replace(weight=chosen.weight * scale)

@@ -179,7 +179,7 @@ def test_reach_covers_spread_kernel_and_guard() -> None:
     wide = torch.tensor([0.1, 0.3])
     for inner, factor in (
         (BatchKDE(Rectangle(0.1)), 3 / math.sqrt(12)),
-        (BatchKDE(Gaussian(0.1)), 5.0),
+        (BatchKDE(Gaussian(0.1)), 6.0),
         (WindowKDE(Rectangle(0.1), guard=2.0), 2.5),
     ):
         outer = PersistentBandwidth(inner)
