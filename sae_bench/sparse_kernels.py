@@ -105,22 +105,28 @@ def _ranks(first, last, column, count, out):
 
 @loop
 def _weighted_rows(first, last, starts, column, value, order, rows, scale, base, out):
-    width = rows.shape[1]
+    width, longest = rows.shape[1], 0
+    for i in range(first, last):
+        longest = max(longest, starts[i + 1] - starts[i])
+    weight, place = np.empty(longest, rows.dtype), np.empty(longest, np.int64)
     for i in range(first, last):
         target, start, factor = out[i], base[i % base.shape[0]], scale[i % scale.shape[0]]
         for j in range(width):
             target[j] = factor * start[j]
-        e, end = starts[i], starts[i + 1]
-        while e + 4 <= end:
-            a, b = value[order[e]], value[order[e + 1]]
-            c, d = value[order[e + 2]], value[order[e + 3]]
-            p, q = rows[column[e]], rows[column[e + 1]]
-            r, s = rows[column[e + 2]], rows[column[e + 3]]
+        found = 0
+        for e in range(starts[i], starts[i + 1]):  # entries below the threshold weigh nothing
+            weight[found], place[found] = value[order[e]], column[e]
+            found += weight[found] != 0
+        e = 0
+        while e + 4 <= found:
+            a, b, c, d = weight[e], weight[e + 1], weight[e + 2], weight[e + 3]
+            p, q = rows[place[e]], rows[place[e + 1]]
+            r, s = rows[place[e + 2]], rows[place[e + 3]]
             for j in range(width):
                 target[j] += (a * p[j] + b * q[j]) + (c * r[j] + d * s[j])
             e += 4
-        while e < end:
-            a, p = value[order[e]], rows[column[e]]
+        while e < found:
+            a, p = weight[e], rows[place[e]]
             for j in range(width):
                 target[j] += a * p[j]
             e += 1
