@@ -1,7 +1,6 @@
 """Where tensors live: every decision about devices stands here."""
 
 import ctypes
-from functools import cache
 
 import torch
 
@@ -39,12 +38,14 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-@cache
-def keep_memory() -> None:
-    """Asks the C library to keep freed memory instead of giving it back to the system: the page
-    faults of a step's large temporaries cost as much as its arithmetic. Only glibc can."""
-    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+def keep_memory(keep: bool) -> None:
+    """Whether the C library keeps what is freed instead of giving it back to the system. Page
+    faults of a step's large temporaries cost as much as its arithmetic; but tensors that stay
+    should not be made among temporaries, which leave gaps between them. Only glibc can.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
+        mallopt(M_MMAP_MAX, 0 if keep else 1 << 16)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1 if keep else 1 << 20)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -75,6 +75,12 @@ class Trainee:
             eps=self.recipe.adam_eps,
             fused=True,
         )
+        for stored in self._stored.values():  # now, not among the first step's temporaries
+            self._optimiser.state[stored] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(stored, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(stored, memory_format=torch.preserve_format),
+            }
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._observed = False
         self._path = Path(
@@ -83,23 +89,26 @@ class Trainee:
 
     def step(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
         """One optimiser step on a normalised batch; `index` counts from 0."""
-        recipe = self.recipe
-        if index == 0 and recipe.centre:
-            self.sae.b_dec.data.copy_(x.mean(0))
+        loss = self.gradients(index, x)
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
-            group["lr"] = rate * recipe.lr_factor(index)
-        loss = self._gradients(index, x)
-        self.sae.project_gradients_()
-        if recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), recipe.clip)
+            group["lr"] = rate * self.recipe.lr_factor(index)
         self._update()
         self.sae.project_parameters_()
         self.sae.observe(loss.latents)
         self._finite &= loss.total.detach().isfinite()
         return loss
 
-    def _gradients(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
-        """The loss, with its gradients in the parameters."""
+    def gradients(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
+        """The loss of a batch, with the gradients of the update in the parameters."""
+        if index == 0 and self.recipe.centre:
+            self.sae.b_dec.data.copy_(x.mean(0))
+        loss = self._along_path(index, x)
+        self.sae.project_gradients_()
+        if self.recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.recipe.clip)
+        return loss
+
+    def _along_path(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
         if self._path.is_sparse:
             try:
                 with self.sae.sparsely(MOST):
@@ -129,11 +138,14 @@ class Trainee:
         return loss
 
     def _update(self) -> None:
+        """An optimiser step; gradients are one arm's at a time."""
         for name, parameter in self.sae.named_parameters():
             stored, grad = self._stored[name], parameter.grad
             if stored is not parameter:
                 stored.grad = None if grad is None else grad.T
         self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        self.sae.zero_grad(set_to_none=True)
 
     def log(self, index: int, x: Float[Tensor, "batch d_in"], loss: Loss) -> None:
         """Appends one row of history; changes nothing else.
@@ -187,7 +199,7 @@ class Trainee:
             **{
                 f"adam.{name}.{moment}": tensor
                 for name, stored in self._stored.items()
-                for moment, tensor in self._optimiser.state.get(stored, {}).items()
+                for moment, tensor in self._optimiser.state[stored].items()
             },
             "finite": self._finite,
             "path": self._path.wait,
@@ -244,32 +256,40 @@ def group_key(arm: Arm) -> tuple[Any, ...]:
     return arm.recipe.batch_size, arm.recipe.data_seed
 
 
-def memory_need(arm: Arm, d_in: int) -> int:
-    """Bytes that training one arm takes: parameters, gradients and two Adam moments, the state of
-    counters and estimator, and the temporaries of one step (about eight arrays of batch x d_sae).
-    Zero for an arm that cannot be built: training it says why."""
+class Need(NamedTuple):
+    """Bytes that an arm takes as long as it is trained, and beside those during its own step."""
+
+    lasting: int
+    passing: int
+
+
+def memory_need(arm: Arm, d_in: int) -> Need:
+    """Lasting: parameters, two Adam moments, the state of counters and estimator. Passing: the
+    gradients, and about ten arrays of batch x d_sae while codes are dense (with sparse codes about
+    one). Nothing for an arm that cannot be built: training it says why."""
     try:
         sae = arm.build(d_in)
     except Exception:
-        return 0
+        return Need(0, 0)
     parameters, buffers = (
         sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         for tensors in (sae.parameters(), sae.buffers())
     )
-    return 4 * parameters + buffers + 8 * arm.recipe.batch_size * arm.d_sae * 4
+    return Need(3 * parameters + buffers, parameters + 10 * arm.recipe.batch_size * arm.d_sae * 4)
 
 
-def waves(arms: Sequence[Arm], needs: Sequence[int], budget: int) -> Iterator[list[Arm]]:
-    """Splits a group, in order, into waves whose summed needs fit the budget (at least one arm
-    each)."""
+def waves(arms: Sequence[Arm], needs: Sequence[Need], budget: int) -> Iterator[list[Arm]]:
+    """Splits a group, in order, into waves that fit the budget (at least one arm each): the sum of
+    what lasts, and the largest of what passes, since arms take their steps in turn."""
     wave: list[Arm] = []
-    used = 0
+    used = Need(0, 0)
     for arm, need in zip(arms, needs, strict=True):
-        if wave and used + need > budget:
+        following = Need(used.lasting + need.lasting, max(used.passing, need.passing))
+        if wave and sum(following) > budget:
             yield wave
-            wave, used = [], 0
+            wave, following = [], need
         wave.append(arm)
-        used += need
+        used = following
     if wave:
         yield wave
 
@@ -308,7 +328,6 @@ def train(
     """
     arms = list(arms)
     device = default_device(device)
-    keep_memory()
     budget = memory if memory is not None else int(0.8 * free_memory(device))
     groups: dict[tuple[Any, ...], list[Arm]] = {}
     for arm in arms:
@@ -339,6 +358,7 @@ def _train_wave(
 ) -> list[Trained]:
     """One pass, from step `start` on: where that is not 0, the arms have checkpoints there."""
     trainees, results = [], []
+    keep_memory(False)
     for arm in arms:
         try:
             trainee = Trainee(arm, source.d_in, device)
@@ -350,6 +370,7 @@ def _train_wave(
             reason, out_of_memory = _reason(error), _is_out_of_memory(error)
             results.append(Trained(arm, None, reason, out_of_memory=out_of_memory))
             ended(results[-1])
+    keep_memory(True)
     if not trainees:
         return results
     if checkpoints is not None:

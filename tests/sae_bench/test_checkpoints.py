@@ -210,7 +210,7 @@ def test_killed_again_and_again(
     same(found, expected[:-1])
 
 
-@pytest.mark.parametrize("memory", [0, 40_000])
+@pytest.mark.parametrize("memory", [0, 35_000])
 def test_waves_go_on(
     cache: ActivationCache, expected: list[Trained], tmp_path: Path, memory: int
 ) -> None:

@@ -1,6 +1,9 @@
 """Arms trained in lockstep: together is bit for bit alone, whatever befalls the others."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +14,7 @@ import sae_bench.train
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
 from sae_bench.sae import SparseAutoencoder
-from sae_bench.train import Trained, group_key, memory_need, train, waves
+from sae_bench.train import Need, Trained, group_key, memory_need, train, waves
 from tests.small import D_IN, D_SAE, JUMP, RECIPE, bits, small_arms, small_cache
 
 
@@ -65,10 +68,13 @@ def test_waves_are_invisible(cache: ActivationCache, memory: int) -> None:
 def test_waves_fill_the_budget_in_order() -> None:
     arms = [Arm(SparseAutoencoder, d_sae, RECIPE) for d_sae in (1, 2, 3, 4)]
 
-    def sizes(needs: list[int], budget: int) -> list[list[int]]:
+    def sizes(lasting: list[int], budget: int, passing: int = 0) -> list[list[int]]:
+        needs = [Need(each, passing) for each in lasting]
         return [[arm.d_sae for arm in wave] for wave in waves(arms, needs, budget)]
 
     assert sizes([3, 3, 3, 3], 6) == [[1, 2], [3, 4]]
+    assert sizes([3, 3, 3, 3], 6, passing=1) == [[1], [2], [3], [4]]
+    assert sizes([3, 3, 3, 3], 7, passing=1) == [[1, 2], [3, 4]]
     assert sizes([3, 3, 3, 3], 11) == [[1, 2, 3], [4]]
     assert sizes([9, 1, 1, 9], 2) == [[1], [2, 3], [4]]
     assert sizes([1, 1, 1, 1], 0) == [[1], [2], [3], [4]]
@@ -77,9 +83,21 @@ def test_waves_fill_the_budget_in_order() -> None:
 
 def test_memory_need_counts_parameters_four_times() -> None:
     need = memory_need(Arm(SparseAutoencoder, D_SAE, RECIPE), D_IN)
-    parameters = 2 * D_IN * D_SAE + D_IN + D_SAE
+    parameters = 4 * (2 * D_IN * D_SAE + D_IN + D_SAE)
     counters = 8 * D_SAE
-    assert need == 4 * 4 * parameters + counters + 8 * 32 * D_SAE * 4
+    assert need == (3 * parameters + counters, parameters + 10 * 32 * D_SAE * 4)
+
+
+@pytest.mark.parametrize("name", ["TopKSAE", "ReLUSAE", "JumpReLUSAE"])
+def test_peak_memory_of_a_group(name: str) -> None:
+    """At most 4.2 times the parameters of all arms and a dozen arrays of batch x d_sae of one of
+    them. (Three times are weights and Adam's moments; gradients are one arm's at a time.)"""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.memory", name], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert 3 * found["parameters"] < found["peak"]
+    assert found["peak"] <= 4.2 * found["parameters"] + 12 * found["array"]
 
 
 def test_groups_share_batches() -> None:

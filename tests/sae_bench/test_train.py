@@ -120,7 +120,7 @@ def test_the_penalty_warms_up(cache: ActivationCache) -> None:
 def test_clipping_bounds_the_gradient(cache: ActivationCache) -> None:
     arm = Arm(SparseAutoencoder, D_SAE, RECIPE.replace(clip=0.01), slots=JUMP)
     trainee = Trainee(arm, D_IN, CPU)
-    trainee.step(0, next(cache.batches(32, 0)))
+    trainee.gradients(0, next(cache.batches(32, 0)))
     gradients = [p.grad.flatten() for p in trainee.sae.parameters() if p.grad is not None]
     assert torch.cat(gradients).norm().item() == pytest.approx(0.01, rel=1e-3)
 
