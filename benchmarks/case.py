@@ -5,7 +5,7 @@ Imports no library that is measured, so that it can be read in the environment o
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
@@ -62,8 +62,8 @@ class Case:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
         """What `record` described."""
-        case = cls(**record)
-        return replace(case, betas=tuple(case.betas))
+        first, second = record["betas"]
+        return cls(**{**record, "betas": (first, second)})
 
     def decoder(self, d_in: int) -> Tensor:
         """The initial W_dec (d_sae, d_in), the same in every library: uniform entries, rows of unit
@@ -82,8 +82,13 @@ class Case:
 class Learner(ABC):
     """An arm of some library under training."""
 
-    coefficient: float | None = None
-    """Of the penalty, which can be set; None where L0 is fixed without one."""
+    def coefficient(self) -> float | None:
+        """Of the penalty, in the library's own normalisation; None where there is none to set."""
+        return None
+
+    def charge(self, coefficient: float) -> None:
+        """Sets the coefficient of the penalty."""
+        raise NotImplementedError
 
     @abstractmethod
     def step(self, x: Tensor) -> None:

@@ -10,8 +10,9 @@ results/figures/speed/curve_cost (milliseconds of one arm's step) and curve_pays
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -23,7 +24,7 @@ from benchmarks.table import Table
 from sae_bench.errors import InputError
 
 LIBRARIES = ("ours", "dense")
-AXES = {
+AXES: Mapping[str, Sequence[Any]] = {
     "d_sae": (1152, 2304, 4608, 9216, 18432),
     "l0": (8, 16, 32, 64, 128, 256),
     "batch": (256, 512, 1024, 2048, 4096),

@@ -23,7 +23,7 @@ class Dense(Learner):
     """Base: f = activation((x - b_dec) W_enc + b_enc), x_hat = f W_dec + b_dec."""
 
     def __init__(self, case: Case, first: Tensor) -> None:
-        self.case = case
+        self.case, self.weight = case, case.coefficient
         W_dec = case.decoder(first.shape[1])
         self.W_enc = nn.Parameter(W_dec.T.clone(memory_format=torch.contiguous_format))
         self.b_enc = nn.Parameter(torch.zeros(case.d_sae, device=first.device))
@@ -69,21 +69,27 @@ class Dense(Learner):
             assert grad is not None
             grad -= (grad * self.W_dec).sum(1, keepdim=True) * self.W_dec
             self.adam.step()
-            self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
             self.silent += len(x)
             self.silent[(f > 0).any(0)] = 0
 
 
-class ReLU(Dense):
-    """L1."""
+class Penalised(Dense):
+    """Base of those with a coefficient."""
 
-    def __init__(self, case: Case, first: Tensor) -> None:
-        super().__init__(case, first)
-        self.coefficient = case.coefficient
+    def coefficient(self) -> float | None:  # noqa: D102
+        return self.weight
+
+    def charge(self, coefficient: float) -> None:  # noqa: D102
+        self.weight = coefficient
+
+
+class ReLU(Penalised):
+    """L1."""
 
     def loss(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         f = self.codes(x)
-        return squared_error(x, self.decode(f)) + self.coefficient * f.sum(1).mean(), f
+        return squared_error(x, self.decode(f)) + self.weight * f.sum(1).mean(), f
 
 
 class TopK(Dense):
@@ -137,19 +143,16 @@ class Matryoshka(BatchTopK):
     """BatchTopK whose nested prefixes each reconstruct x."""
 
     def errors(self, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        total, x_hat, start = x.new_zeros(()), self.b_dec, 0
+        x_hat: Tensor = self.b_dec
+        total, start = x.new_zeros(()), 0
         for end in self.case.prefixes:
             x_hat = x_hat + f[:, start:end] @ self.W_dec[start:end]
             total, start = total + squared_error(x, x_hat), end
         return total, x_hat
 
 
-class Gated(Dense):
+class Gated(Penalised):
     """Gate and magnitude, L1 on the rectified gate, auxiliary loss through a frozen decoder."""
-
-    def __init__(self, case: Case, first: Tensor) -> None:
-        super().__init__(case, first)
-        self.coefficient = case.coefficient
 
     def more(self) -> list[dict[str, Any]]:  # noqa: D102
         self.r_mag = nn.Parameter(torch.zeros_like(self.b_enc))
@@ -169,7 +172,7 @@ class Gated(Dense):
         f, gate = self.gated(x)
         rectified = gate.relu()
         frozen = rectified @ self.W_dec.detach() + self.b_dec.detach()
-        sparsity = self.coefficient * rectified.sum(1).mean()
+        sparsity = self.weight * rectified.sum(1).mean()
         return squared_error(x, self.decode(f)) + sparsity + squared_error(x, frozen), f
 
 
@@ -185,19 +188,15 @@ class Jump(torch.autograd.Function):
         return pre * on, on
 
     @staticmethod
-    def backward(ctx: Any, g_f: Tensor, g_step: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g_f: Tensor, g_step: Tensor) -> tuple[Tensor, Tensor, None]:
         """Equations 11 and 12 of arXiv 2407.14435."""
         pre, theta, on = ctx.saved_tensors
         near = ((pre - theta).abs() < ctx.bandwidth / 2) / ctx.bandwidth
         return g_f * on, -((theta * g_f + g_step) * near).sum(0), None
 
 
-class JumpReLU(Dense):
+class JumpReLU(Penalised):
     """Log thresholds, L0, batch estimate with the Rectangle kernel."""
-
-    def __init__(self, case: Case, first: Tensor) -> None:
-        super().__init__(case, first)
-        self.coefficient = case.coefficient
 
     def more(self) -> list[dict[str, Any]]:  # noqa: D102
         start = torch.full_like(self.b_enc, self.case.threshold).log()
@@ -214,7 +213,7 @@ class JumpReLU(Dense):
 
     def loss(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         f, step = self.jumped(x)
-        return squared_error(x, self.decode(f)) + self.coefficient * step.sum(1).mean(), f
+        return squared_error(x, self.decode(f)) + self.weight * step.sum(1).mean(), f
 
 
 ARMS: Mapping[str, Callable[[Case, Tensor], Learner]] = {

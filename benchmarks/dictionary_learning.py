@@ -41,14 +41,12 @@ class OfDictionaryLearning(Learner):
         f = self.trainer.ae.encode(x, **self._encode)
         return f, self.trainer.ae.decode(f)
 
-    @property
-    def coefficient(self) -> float | None:  # type: ignore[override]
+    def coefficient(self) -> float | None:
         """Of L1."""
         return getattr(self.trainer, "l1_penalty", None)
 
-    @coefficient.setter
-    def coefficient(self, value: float) -> None:
-        self.trainer.l1_penalty = value
+    def charge(self, coefficient: float) -> None:  # noqa: D102
+        self.trainer.l1_penalty = coefficient
 
 
 @torch.no_grad()

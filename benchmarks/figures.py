@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -78,7 +79,7 @@ def _bars(table: pd.DataFrame, column: str, axes: Axes) -> None:
 
 
 def _legend(drawn: Figure) -> None:
-    found: dict[str, object] = {}
+    found: dict[str, Artist] = {}
     for axes in drawn.axes:
         found |= {
             name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)

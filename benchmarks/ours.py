@@ -73,14 +73,12 @@ class Ours(Learner):
         f = self.trainee.sae.latents(x).f
         return f, self.trainee.sae.decode(f)
 
-    @property
-    def coefficient(self) -> float | None:  # type: ignore[override]
+    def coefficient(self) -> float | None:
         """Of the penalty; 0 is that of `NoPenalty`."""
         return self.trainee.sae.penalty.coefficient or None
 
-    @coefficient.setter
-    def coefficient(self, value: float) -> None:
-        self.trainee.sae.penalty = self.trainee.sae.penalty.replace(coefficient=value)
+    def charge(self, coefficient: float) -> None:  # noqa: D102
+        self.trainee.sae.penalty = self.trainee.sae.penalty.replace(coefficient=coefficient)
 
 
 def trainee(

@@ -45,15 +45,12 @@ class OfSAELens(Learner):
         f, _ = self.trainer.sae.encode_with_hidden_pre(x)
         return f, self.trainer.sae.decode(f)
 
-    @property
-    def coefficient(self) -> float | None:  # type: ignore[override]
-        """Of the penalty, in the library's own normalisation."""
+    def coefficient(self) -> float | None:  # noqa: D102
         return None if self._penalty is None else self._penalty.value
 
-    @coefficient.setter
-    def coefficient(self, value: float) -> None:
+    def charge(self, coefficient: float) -> None:  # noqa: D102
         assert self._penalty is not None
-        self._penalty.final_value = self._penalty.current_value = value
+        self._penalty.final_value = self._penalty.current_value = coefficient
 
 
 def no_batches() -> Iterator[Tensor]:

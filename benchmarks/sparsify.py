@@ -1,11 +1,11 @@
 """sparsify: its `SparseCoder`, stepped as its trainer's hook and loop do.
 
 The trainer reads activations from hooks in a language model, so its step is copied here line by
-line: unit rows, forward with the batch's total variance (top-k codes, `embedding_bag` decoder, sparse
-backward of the encoder), the mask of latents that fired, the read-out of FVU, backward, gradient
-projection, torch.optim.Adam (its default, an 8-bit or sign optimiser, would be another recipe),
-scheduler, dead counters. On a GPU its forward runs in bfloat16 by its own decorator, and its decoder
-is a Triton kernel if Triton is there.
+line: unit rows, forward with the batch's total variance (top-k codes, `embedding_bag` decoder,
+sparse backward of the encoder), the mask of latents that fired, the read-out of FVU, backward,
+gradient projection, torch.optim.Adam (its defaults, an 8-bit or a sign optimiser, would be another
+recipe), scheduler, dead counters. On a GPU its forward runs in bfloat16 by its own decorator, and
+its decoder is a Triton kernel if Triton is there.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,14 +1,15 @@
 """Speed, memory and final loss of one training step, ours beside other libraries. `make bench`.
 
-**What is compared.** `ours` (this library on the path that its trainer takes by default), `dense` (a
-plain PyTorch loop with the same arithmetic, benchmarks/dense.py), `saelens`, `dictionary_learning`
-and `sparsify` (their training classes stepped by their own trainers; the modules of the same names
-say what a step is there). Every library starts from the same decoder, sees the same batches (real
-activations: SmolLM2-135M, residual stream after layer 9, E||x||^2 = 1) and has the same learning
-rate and Adam betas, without warm-up. TopK, BatchTopK and Matryoshka have k = 64. The coefficients of
-the others are steered to an L0 of 64 during the warm-up, by one rule for all, since libraries
-normalise their terms differently; dictionary_learning's JumpReLU has a target L0 of 64 in its loss.
-No auxiliary loss acts: within the benchmark no latent is dead by the criterion of 10M tokens.
+**What is compared.** `ours` (this library on the path that its trainer takes by default), `dense`
+(a plain PyTorch loop with the same arithmetic, benchmarks/dense.py), `saelens`,
+`dictionary_learning` and `sparsify` (their training classes stepped by their own trainers; the
+modules of these names in benchmarks/ say what a step is there). Every library starts from the same
+decoder, sees the same batches (real activations: SmolLM2-135M, residual stream after layer 9,
+E||x||^2 = 1) and has the same learning rate and Adam betas, without warm-up. TopK, BatchTopK and
+Matryoshka have k = 64. The coefficients of the others are steered to an L0 of 64 during the
+warm-up, by one rule for all, since libraries normalise their terms differently;
+dictionary_learning's JumpReLU has a target L0 of 64 in its loss. No auxiliary loss acts: within the
+benchmark no latent is dead by the criterion of 10M tokens.
 
 **How.** One process for each arm. It warms up (1,500 steps of 256 tokens), then its full optimiser
 steps of 2,048 tokens are timed, each right after the encoder product x W_enc (2,048 x 576 times 576
@@ -20,8 +21,8 @@ runs meanwhile. On other devices than the CPU clocks wait for the device.
     encoder_products       time of a step / time of the encoder product just before it: median over
                            timed steps; _low and _high are quartiles
     encoder_ms, step_ms    medians
-    peak_mb                largest resident memory (CUDA: allocated memory) during timed steps, above
-                           the process with its libraries and activations but without the arm
+    peak_mb                largest resident memory (CUDA: allocated memory) during timed steps,
+                           above the process with library and activations but without the arm
     fvu, l0                after the warm-up, on held-out rows, with the codes of training
     coefficient            that the warm-up ended with, in the library's own normalisation
     steps, warm_batch      of the warm-up

@@ -22,7 +22,7 @@ class Table:
         self.path = path
         self._rows: list[dict[str, Any]] = []
         if path.exists():
-            self._rows = pd.read_csv(path).to_dict("records")  # type: ignore[assignment]
+            self._rows = pd.read_csv(path).to_dict("records")
 
     def has(self, key: str) -> bool:
         """Whether it has been measured."""

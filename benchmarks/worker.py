@@ -53,15 +53,13 @@ class Several(Learner):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         return self._learners[0].forward(x)
 
-    @property
-    def coefficient(self) -> float | None:  # type: ignore[override]
+    def coefficient(self) -> float | None:
         """The first arm's."""
-        return self._learners[0].coefficient
+        return self._learners[0].coefficient()
 
-    @coefficient.setter
-    def coefficient(self, value: float) -> None:
+    def charge(self, coefficient: float) -> None:  # noqa: D102
         for learner in self._learners:
-            learner.coefficient = value
+            learner.charge(coefficient)
 
 
 class Bench:
@@ -104,19 +102,19 @@ class Bench:
         for _ in range(steps):
             x = self.batch(self.case.warm_batch)
             self.learner.step(x)
-            coefficient = self.learner.coefficient
+            coefficient = self.learner.coefficient()
             if self.case.steer and self.index % STEER_EVERY == 0 and coefficient is not None:
                 with torch.no_grad():
                     f, _ = self.learner.forward(x)
                     l0 = max((f > 0).sum().item() / len(x), 1.0)
-                self.learner.coefficient = coefficient * (l0 / self.case.l0) ** GAIN
+                self.learner.charge(coefficient * (l0 / self.case.l0) ** GAIN)
             self.index += 1
         return {}
 
     def quality(self) -> dict[str, Any]:
         """FVU and L0 on held-out rows, and the coefficient that training ended with."""
         found = quality(self.learner, self.held_out, self.case.batch)
-        return {**found, "coefficient": self.learner.coefficient}
+        return {**found, "coefficient": self.learner.coefficient()}
 
     def time(self, repeats: int) -> dict[str, Any]:
         """Product and step, one after the other, `repeats` times; peak memory meanwhile."""
@@ -130,7 +128,7 @@ class Bench:
 
 
 def rehearse(build: Callable[[Case, Tensor], Learner], case: Case, x: Tensor) -> None:
-    """A step of a tiny arm: what libraries load when they are first used is not the arm's memory."""
+    """A step of a tiny arm: what a library loads at its first step is not the arm's memory."""
     small = replace(case, d_sae=2 * case.l0, warm_batch=16, batch=16)
     build(small, x[:16]).step(x[:16])
     gc.collect()
