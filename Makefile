@@ -38,14 +38,15 @@ test-faults: $(VENV)/installed  ## kill and damage runs, over and over: about 15
 soak: $(VENV)/installed  ## a long run of small steps, looked at for growth: about 25 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak results/runs/soak
 
-# BENCH takes further arguments of all three, as BENCH="--rounds 9"; see --help of each.
+# SPEED, CURVES and EXTRACTION take further arguments, as SPEED="--d-sae 2304 4608 --rounds 9";
+# see --help of each.
 BENCHMARK = OMP_NUM_THREADS=1 $(BIN)/python -m
-BENCHED = --device $(DEVICE) --out $(OUT) $(BENCH)
+BENCHED = --device $(DEVICE) --out $(OUT)
 
 bench: $(VENV)/installed $(INTEROP)/installed  ## speed and memory beside other libraries: hours
-	$(BENCHMARK) benchmarks.speed --peers $(INTEROP)/bin/python $(BENCHED)
-	$(BENCHMARK) benchmarks.curves --peers $(INTEROP)/bin/python $(BENCHED)
-	$(BENCHMARK) benchmarks.extraction $(BENCHED)
+	$(BENCHMARK) benchmarks.speed --peers $(INTEROP)/bin/python $(BENCHED) $(SPEED)
+	$(BENCHMARK) benchmarks.curves $(BENCHED) $(CURVES)
+	$(BENCHMARK) benchmarks.extraction $(BENCHED) $(EXTRACTION)
 
 check: $(VENV)/installed  ## formatter, linter, type checker, layer contracts
 	$(BIN)/ruff format --check .

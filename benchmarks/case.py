@@ -43,7 +43,7 @@ class Case:
     batch: int = 2048
     arms: int = 1
     warm_batch: int = 256
-    warm_steps: int = 1500
+    warm_steps: int = 1000
     lr: float = 1e-3
     log_lr: float = 3e-2
     betas: tuple[float, float] = (0.9, 0.999)

@@ -103,15 +103,15 @@ def l1(case: Case) -> dict[str, Any]:
 
 
 def k(case: Case) -> dict[str, Any]:
-    """TopK and BatchTopK."""
-    return {"k": case.l0}
+    """TopK and BatchTopK: a step keeps the running threshold, as it does there after 1,000."""
+    return {"k": case.l0, "threshold_start_step": 0}
 
 
 def nested(case: Case) -> dict[str, Any]:
     """Matryoshka; a fraction is nudged up, since the library rounds down."""
     sizes = [end - start for start, end in zip([0, *case.prefixes], case.prefixes, strict=False)]
     inner = [(size + 1e-6) / case.d_sae for size in sizes[:-1]]
-    return {"k": case.l0, "group_fractions": [*inner, 1 - sum(inner)]}
+    return {**k(case), "group_fractions": [*inner, 1 - sum(inner)]}
 
 
 def target(case: Case) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from benchmarks.case import Case
 from benchmarks.meter import seconds
 from benchmarks.ours import ARMS
 from benchmarks.rounds import Bench, Times, interleaved, row
-from benchmarks.table import Table
+from benchmarks.table import Table, code, machine
 from sae_bench.cache import ActivationCache
 from sae_bench.components import digest
 from sae_bench.devices import default_device
@@ -218,18 +218,23 @@ def main(words: Sequence[str] | None = None) -> int:
     site = resolve_site(lm, DATA.site)
     sizes = arguments.tokens, arguments.lm_tokens, arguments.arms, arguments.rounds
     bench = Bench(cache, lm, site, case, *sizes)
-    about = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    sized = {"tokens": sizes[0], "lm_tokens": sizes[1], "d_sae": case.d_sae, "batch": case.batch}
-    for part in arguments.parts:
-        done = digest({**about, **sized, "sizes": sizes, "part": part})
-        if len(rows := table.frame()) and (rows["run"] == done).any():
-            continue
-        for each in list(PARTS[part](bench)):
-            key = digest({"run": done, "work": each["work"], "reference": each["reference"]})
-            table.add({**each, **about, **sized, "run": done, "id": key})
-    shown_columns = ["part", "work", "reference", "seconds", "per_second", "ratio"]
-    print(table.frame()[shown_columns].to_string(index=False, float_format="%.4g"))
+    about = {"device": str(device), "threads": torch.get_num_threads()}
+    about |= {"torch": torch.__version__, "machine": machine(device)}
+    sized = {"tokens": sizes[0], "lm_tokens": sizes[1], "arms": sizes[2]}
+    sized |= {"d_sae": case.d_sae, "batch": case.batch}
+    this = {**about, **sized, "rounds": bench.rounds, "code": code()}
+    keys = {part: digest({**this, "part": part}) for part in arguments.parts}
+    for part, key in keys.items():
+        if not table.has(key):
+            rows = [{**each, **about, **sized, "id": key} for each in PARTS[part](bench)]
+            table.add([{**each, "case": digest({**sized, **_named(each)})} for each in rows])
+    columns = ["part", "work", "reference", "seconds", "per_second", "ratio"]
+    print(table.frame(list(keys.values()))[columns].to_string(index=False, float_format="%.4g"))
     return 0
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("work", "reference", "rounds", "device", "threads")}
 
 
 if __name__ == "__main__":

@@ -31,6 +31,13 @@ COLOURS: Mapping[str, str] = {
     "dictionary_learning": "#009E73",
     "sparsify": "#CC79A7",
 }
+AXES: Mapping[str, str] = {
+    "l0": "L0 (wanted)",
+    "batch": "batch (tokens)",
+    "arms": "arms in lockstep",
+}
+"""Axis of the cost curve -> its label, where that is not its name."""
+
 MEASURES: Mapping[str, tuple[str, str]] = {
     "encoder_products": ("encoder_products", "step / encoder product"),
     "peak_memory": ("peak_mb", "peak memory of a step (MB)"),
@@ -39,6 +46,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 """File name -> column and axis label."""
 
 
+@mpl.rc_context(plots.STYLE)
 def speed(table: pd.DataFrame, folder: Path) -> list[Path]:
     """One figure a measure, one panel a width: architectures side by side, one bar a library;
     whiskers are the quartiles over timed steps."""
@@ -54,20 +62,24 @@ def speed(table: pd.DataFrame, folder: Path) -> list[Path]:
     return written
 
 
-@mpl.rc_context(plots.STYLE)
 def _bars(table: pd.DataFrame, column: str, axes: Axes) -> None:
     names = list(dict.fromkeys(table["architecture"]))
     libraries = [library for library in COLOURS if library in set(table["library"])]
+    pairs = set(zip(table["architecture"], table["library"], strict=True))
     thick = 0.8 / len(libraries)
-    for index, library in enumerate(libraries):
+    for library in libraries:
         rows = table[table["library"] == library].drop_duplicates("architecture", keep="last")
-        place = np.array([names.index(name) for name in rows["architecture"]]) - 0.4
+        place = [
+            names.index(name)
+            + thick * _offset(library, [x for x in libraries if (name, x) in pairs])
+            for name in rows["architecture"]
+        ]
         whiskers = None
         if f"{column}_low" in rows:
             low, high = rows[f"{column}_low"], rows[f"{column}_high"]
             whiskers = np.stack([rows[column] - low, high - rows[column]]).clip(min=0)
         axes.bar(
-            place + (index + 0.5) * thick,
+            place,
             rows[column],
             thick,
             yerr=whiskers,
@@ -75,7 +87,13 @@ def _bars(table: pd.DataFrame, column: str, axes: Axes) -> None:
             error_kw={"linewidth": 0.8},
             label=library,
         )
-    axes.set_xticks(range(len(names)), [name.replace(" + ", " +\n") for name in names])
+    labels = [name.replace(" + ", "\n+ ").replace("KDE", "\nKDE") for name in names]
+    axes.set_xticks(range(len(names)), labels)
+
+
+def _offset(library: str, there: list[str]) -> float:
+    """Place of a bar in a group that is centred, in bars."""
+    return there.index(library) - (len(there) - 1) / 2
 
 
 def _legend(drawn: Figure) -> None:
@@ -87,6 +105,7 @@ def _legend(drawn: Figure) -> None:
     drawn.legend(found.values(), found.keys(), loc="outside lower center", ncols=5, fontsize=7)
 
 
+@mpl.rc_context(plots.STYLE)
 def curves(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Time of a step of one arm against each axis of the cost curve, log-log, one panel an axis, in
     milliseconds; and the dense reference's time over ours, where above 1 our path pays."""
@@ -96,14 +115,13 @@ def curves(table: pd.DataFrame, folder: Path) -> list[Path]:
         drawn = plots.figure(2.3 * len(axes_names), 2.6, 1, len(axes_names))
         for axis, axes in zip(axes_names, drawn.axes, strict=True):
             _curve(table[table["axis"] == axis], axis, axes, ratio=name == "pays")
-            axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
+            axes.set(xscale="log", yscale="log", xlabel=AXES.get(axis, axis), ylabel=label)
             axes.grid(alpha=0.25, linewidth=0.5)
         _legend(drawn)
         written += plots.save(drawn, folder, f"curve_{name}")
     return written
 
 
-@mpl.rc_context(plots.STYLE)
 def _curve(table: pd.DataFrame, axis: str, axes: Axes, ratio: bool) -> None:
     for architecture, part in table.groupby("architecture", sort=False):
         look = plots.looks([str(architecture)])[str(architecture)]

@@ -82,7 +82,7 @@ def arm(
             adam_beta1=case.betas[0],
             adam_beta2=case.betas[1],
             device=case.device,
-            dead_feature_window=case.dead_after // case.batch,
+            dead_feature_window=case.dead_after // min(case.batch, case.warm_batch),
         ),
         built,
         no_batches(),

@@ -26,6 +26,7 @@ class Setting:
 
     Args:
         activations: file that all libraries read; name: identifies its content; d_in: its width.
+        code, machine: what is measured, and on what.
         pythons: library -> interpreter.
         work: folder of the workers' logs.
         threads: of each process.
@@ -37,6 +38,8 @@ class Setting:
     activations: Path
     name: str
     d_in: int
+    code: str
+    machine: str
     pythons: Mapping[str, str]
     work: Path
     threads: int = 1
@@ -44,10 +47,15 @@ class Setting:
     repeats: int = 4
     jobs: int = 1
 
-    def key(self, library: str, case: Case) -> str:
-        """Identifies a measurement."""
+    def case_key(self, library: str, case: Case) -> str:
+        """Identifies what is measured."""
         timed = {"threads": self.threads, "rounds": self.rounds, "repeats": self.repeats}
         return digest({**case.record(), "library": library, "data": self.name, **timed})
+
+    def key(self, library: str, case: Case) -> str:
+        """Identifies the measurement: the same code on the same machine."""
+        by = {"code": self.code, "machine": self.machine}
+        return digest({"case": self.case_key(library, case), **by})
 
     def steps(self, case: Case) -> int:
         """Steps that an arm takes."""
@@ -120,6 +128,8 @@ class Side:
             "threads": setting.threads,
             **self.built.get("versions", {}),
             "activations": setting.name,
+            "machine": setting.machine,
+            "case": setting.case_key(self.worker.library, case),
             "id": setting.key(self.worker.library, case),
             "error": self.error,
         }
@@ -165,8 +175,7 @@ def measure(
             for side in (*sides[first:], *sides[:first]):
                 side.time(setting.repeats)
                 progress.update(setting.repeats)
-        for side in sides:
-            table.add(side.row(setting))
+        table.add([side.row(setting) for side in sides])
     return [f"{_name(side)}: {side.error}" for side in sides if side.error]
 
 

@@ -11,7 +11,7 @@ warm-up, by one rule for all, since libraries normalise their terms differently;
 dictionary_learning's JumpReLU has a target L0 of 64 in its loss. No auxiliary loss acts: within the
 benchmark no latent is dead by the criterion of 10M tokens.
 
-**How.** One process for each arm. It warms up (1,500 steps of 256 tokens), then its full optimiser
+**How.** One process for each arm. It warms up (1,000 steps of 256 tokens), then its full optimiser
 steps of 2,048 tokens are timed, each right after the encoder product x W_enc (2,048 x 576 times 576
 x d_sae) in the same process with the same threads; libraries take turns in rounds, and nothing else
 runs meanwhile. On other devices than the CPU clocks wait for the device.
@@ -27,8 +27,9 @@ runs meanwhile. On other devices than the CPU clocks wait for the device.
     coefficient            that the warm-up ended with, in the library's own normalisation
     steps, warm_batch      of the warm-up
 
-A row is written when it is measured, and a run with the same arguments goes on where another
-stopped. Arms that fail are listed at the end and measured again by the next run.
+The rows of an architecture are written when it is measured, and a run with the same arguments and
+code, on the same kind of machine, goes on where another stopped. Arms that fail are listed at the
+end and measured again by the next run.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from benchmarks.case import Case
 from benchmarks.data import default_cache, shape, shared
 from benchmarks.pool import pythons
 from benchmarks.sides import Setting, run
-from benchmarks.table import Table
+from benchmarks.table import Table, code, machine
 from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 
@@ -150,6 +151,8 @@ def setting_of(arguments: argparse.Namespace, libraries: Sequence[str]) -> Setti
         activations.resolve(),
         name,
         shape(activations)[1],
+        code(),
+        machine(default_device(arguments.device)),
         found,
         work,
         threads=arguments.threads,

@@ -1,5 +1,6 @@
 """The benchmarks at toy size, without other libraries; and whether the reference is a fair one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -105,15 +106,20 @@ def test_a_worker_that_fails_is_a_row_and_the_others_go_on(
     cache: ActivationCache, tmp_path: Path
 ) -> None:
     path, name = shared(cache, tmp_path)
-    setting = Setting(path, name, shape(path)[1], pythons("none"), tmp_path, rounds=1, repeats=1)
+    setting = Setting(
+        path, name, shape(path)[1], "code", "here", pythons("none"), tmp_path, rounds=1, repeats=1
+    )
     case = speed.case_of("TopK", SMALL)
     cell = {"ours": case, "dense": speed.case_of("Nonsense", SMALL)}
     table = Table(tmp_path / "table.csv")
     (failed,) = run([cell], setting, table)
     assert "dense has no Nonsense" in failed
     again = Table(tmp_path / "table.csv")
-    assert list(again.frame()["library"]) == ["ours"]
+    keys = [setting.key(library, case) for library, case in cell.items()]
+    assert list(again.frame(keys)["library"]) == ["ours"]
     assert [list(left) for left in missing([cell], setting, again)] == [["dense"]]
+    other = replace(setting, code="other code")
+    assert [list(left) for left in missing([cell], other, again)] == [["ours", "dense"]]
 
 
 def test_a_worker_that_dies_is_an_error(tmp_path: Path) -> None:
