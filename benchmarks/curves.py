@@ -2,7 +2,8 @@
 
 Around one base (TopK and JumpReLU; d_sae 4,608, L0 64, batch 2,048, one arm) each axis is varied by
 itself; the dense reference is measured beside it, in rounds, as in `benchmarks.speed`. Arms are
-trained in lockstep: the same batch for one after the other, and `step_ms` is that of all of them.
+trained in lockstep: the same batch for one after the other, and `step_ms` and `encoder_products`
+are those of all of them together.
 
 Writes results/tables/speed_curves.csv (columns as speed.csv, and `axis`) and the figures
 results/figures/speed/curve_cost (milliseconds of one arm's step) and curve_pays (dense / ours).

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from sae_bench import plots
 
@@ -107,15 +108,23 @@ def _legend(drawn: Figure) -> None:
 
 @mpl.rc_context(plots.STYLE)
 def curves(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Time of a step of one arm against each axis of the cost curve, log-log, one panel an axis, in
-    milliseconds; and the dense reference's time over ours, where above 1 our path pays."""
+    """Time of a step of one arm in milliseconds against each axis of the cost curve, one panel an
+    axis; and the dense reference's time over ours, where above 1 our path pays."""
     axes_names = list(dict.fromkeys(table["axis"]))
     written = []
     for name, label in (("cost", "step of one arm (ms)"), ("pays", "dense / ours")):
         drawn = plots.figure(2.3 * len(axes_names), 2.6, 1, len(axes_names))
         for axis, axes in zip(axes_names, drawn.axes, strict=True):
             _curve(table[table["axis"] == axis], axis, axes, ratio=name == "pays")
-            axes.set(xscale="log", yscale="log", xlabel=AXES.get(axis, axis), ylabel=label)
+            values = sorted(table.loc[table["axis"] == axis, axis].unique())
+            axes.set(xscale="log", xlabel=AXES.get(axis, axis), ylabel=label)
+            axes.set_xticks(values, [f"{value:,}" for value in values], rotation=45)
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            if name == "cost":
+                axes.set(yscale="log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.grid(alpha=0.25, linewidth=0.5)
         _legend(drawn)
         written += plots.save(drawn, folder, f"curve_{name}")
