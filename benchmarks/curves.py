@@ -5,7 +5,7 @@ itself; the dense reference is measured beside it, in rounds, as in `benchmarks.
 trained in lockstep: the same batch for one after the other, and `step_ms` and `encoder_products`
 are those of all of them together.
 
-Writes results/tables/speed_curves.csv (columns as speed.csv, and `axis`) and the figures
+Writes results/tables/speed_curves.csv (columns as speed.csv) and the figures
 results/figures/speed/curve_cost (milliseconds of one arm's step) and curve_pays (dense / ours).
 """
 
