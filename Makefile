@@ -3,8 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INTEROP := .venv-interop
 LIBRARIES := tests/interop/constraints.txt
+DEVICE ?= cpu
+OUT ?= results
 
-.PHONY: quickstart test test-interop test-faults soak check format clean
+.PHONY: quickstart test test-interop test-faults soak bench check format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +37,16 @@ test-faults: $(VENV)/installed  ## kill and damage runs, over and over: about 15
 
 soak: $(VENV)/installed  ## a long run of small steps, looked at for growth: about 25 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak results/runs/soak
+
+# SPEED, CURVES and EXTRACTION take further arguments, as SPEED="--d-sae 2304 4608 --rounds 9";
+# see --help of each.
+BENCHMARK = OMP_NUM_THREADS=1 $(BIN)/python -m
+BENCHED = --device $(DEVICE) --out $(OUT)
+
+bench: $(VENV)/installed $(INTEROP)/installed  ## speed and memory beside other libraries: hours
+	$(BENCHMARK) benchmarks.speed --peers $(INTEROP)/bin/python $(BENCHED) $(SPEED)
+	$(BENCHMARK) benchmarks.curves $(BENCHED) $(CURVES)
+	$(BENCHMARK) benchmarks.extraction $(BENCHED) $(EXTRACTION)
 
 check: $(VENV)/installed  ## formatter, linter, type checker, layer contracts
 	$(BIN)/ruff format --check .
