@@ -10,6 +10,7 @@ from torch import Tensor
 from sae_bench.components import from_plain
 from sae_bench.errors import DamagedFileError, InputError
 from sae_bench.files import checksum, read_json
+from sae_bench.formats.configs import check_config
 from sae_bench.formats.format import Format
 from sae_bench.registry import architecture
 from sae_bench.sae import (
@@ -21,7 +22,7 @@ from sae_bench.sae import (
     WEIGHTS,
     SparseAutoencoder,
 )
-from sae_bench.weights import check, check_config, matrix, read_safetensors
+from sae_bench.weights import check, matrix, read_safetensors
 
 KEYS = {
     "format": str,
@@ -40,7 +41,7 @@ class Native(Format):
     """config.json and sae.safetensors."""
 
     name = "sae-ablations"
-    files = f"{CONFIG} and {WEIGHTS}"
+    parts = (CONFIG, WEIGHTS)
 
     def claims(self, path: Path) -> bool:
         """Either file: other formats that have one of them are asked first."""

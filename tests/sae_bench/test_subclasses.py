@@ -29,7 +29,9 @@ def test_widths_are_whole_numbers(arguments: Any, message: str) -> None:
 def test_activations_of_another_width_are_refused() -> None:
     sae = SparseAutoencoder(D_IN, D_SAE)
     for shape in ((3, D_IN + 1), (D_IN,), (2, 3, D_IN)):
-        with pytest.raises(InputError, match=r"takes activations of shape \(batch, 6\), a tensor of floats, got"):
+        with pytest.raises(
+            InputError, match=r"takes activations of shape \(batch, 6\), a tensor of floats, got"
+        ):
             type(sae).encode.__wrapped__(sae, torch.zeros(shape))
 
 

@@ -112,7 +112,7 @@ def test_what_we_write(tmp_path: Path) -> None:
         (3, "mlp_out_layer_3", "layers.3.mlp_out"),
         (3, "gpt_neox.layers.3", "gpt_neox.layers.3"),
         (3, None, None),
-        ("3", ["resid_post_layer_3"], None),
+        (None, "resid_post_layer_3", "resid_post_layer_3"),
     ],
 )
 def test_where_it_belongs(layer: Any, name: Any, site: str | None, tmp_path: Path) -> None:
