@@ -143,6 +143,7 @@ class DictionaryLearning(Format):
         plain = exportable(sae)
         if (dict_class := WRITTEN.get(type(plain))) is None:
             raise InputError(f"dictionary_learning has no SAE like a {type(plain).__name__}")
+        noted = remark(sae.provenance)
         layout, ours = LAYOUTS[dict_class], plain.tensors
         if not layout.subtracts:
             assert isinstance(plain, PlainJumpReLU)
@@ -166,7 +167,7 @@ class DictionaryLearning(Format):
             state["k"] = torch.tensor(plain.k, dtype=torch.int32)
             state["threshold"] = torch.tensor(float(shared))
         buffer = {"d_submodule": plain.d_in, "ctx_len": context_length(sae.provenance)}
-        config = {"trainer": trainer, "buffer": buffer, REMARK: remark(sae.provenance)}
+        config = {"trainer": trainer, "buffer": buffer, REMARK: noted}
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / WEIGHTS, lambda partial: torch.save(state, partial))
         write_json(path / CONFIG, config)

@@ -6,14 +6,13 @@ SAE's provenance has them. It counts as long as the library's own words say the 
 were changed later count more.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_bench.annotations import fit
-from sae_bench.errors import InputError
+from sae_bench.files import check_json
 from sae_bench.formats.configs import check_types
 
 REMARK = "sae_ablations"
@@ -45,10 +44,8 @@ def remark(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """
     check_types(provenance, PLACE, "provenance")
     known = {key: provenance[key] for key in PLACE if provenance.get(key) is not None}
-    try:
-        return json.loads(json.dumps(known))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"provenance.context: cannot be written as JSON ({error})") from None
+    check_json(known, "provenance")
+    return known
 
 
 def told(

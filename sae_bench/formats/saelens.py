@@ -103,7 +103,7 @@ class SAELens(Format):
         plain = exportable(sae)
         architecture, tensors, extra = _written(plain)
         tensors = portable(tensors)
-        words = _words(sae.provenance)
+        noted, words = remark(sae.provenance), _words(sae.provenance)
         heads = str(words["hook_name"]).endswith(HOOKS["attn_z"])
         config = {
             "architecture": architecture,
@@ -123,7 +123,7 @@ class SAELens(Format):
                 "prepend_bos": True,
                 "seqpos_slice": [None],
                 **words,
-                REMARK: remark(sae.provenance),
+                REMARK: noted,
             },
         }
         path.mkdir(parents=True, exist_ok=True)
