@@ -126,13 +126,15 @@ def exportable(sae: SparseAutoencoder) -> Plain:
     found = sae.plain()
     if not isinstance(found, Plain):
         raise InputError(f"{name}: its `plain` gives {a(type(found).__name__)}, no Plain")
+    if found.misfit:
+        raise InputError(f"{name}: its `plain` is no SAE: {found.misfit}")
     narrow = {name: tensor.to("cpu", torch.float32) for name, tensor in found.tensors.items()}
     written = dataclasses.replace(found, **narrow)
     if written.fault:
         raise InputError(f"{name}: {written.fault}")
     try:
         _compare(sae)
-    except RuntimeError as error:  # shapes or types that do not go together
+    except (RuntimeError, TypeError) as error:  # no copy, or types that do not go together
         raise InputError(
             f"{name}: cannot be compared with its `plain` in float64 ({one_line(error)}); "
             "its tensors have to be parameters or buffers, and constants to take the dtype of x"
@@ -163,6 +165,8 @@ def _same_latents(equal: PlainJumpReLU, plain: Plain, name: str) -> PlainJumpReL
     of b_gate in float32 where exp(r_mag) is too small, and overflows where it is too large."""
     if equal.fault:
         raise InputError(f"{name}: as a JumpReLU SAE {equal.fault}")
+    if not isinstance(plain, PlainGated):
+        return equal
     exact, other = _double(plain), _double(equal)
     x = _probes(exact)
     on, others = exact.encode(x) > 0, other.encode(x) > 0
@@ -202,4 +206,7 @@ def _probes(plain: Plain) -> Tensor:
     amounts = torch.rand(len(rows), 8, 1, generator=generator, dtype=torch.float64)
     combined = (amounts * plain.W_dec[rows]).sum(1)
     directions = combined / combined.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    return plain.b_dec + torch.tensor(distances).double().repeat(PROBES)[:, None] * directions
+    return (
+        plain.b_dec
+        + torch.tensor(distances, dtype=torch.float64).repeat(PROBES)[:, None] * directions
+    )

@@ -47,15 +47,21 @@ class Plain:
         if not finite.pop("b_dec").all():
             return "its b_dec is not finite"
         along = {"W_enc": 0, "W_dec": 1}
-        sound = {
-            name: each.all(along[name]) if each.ndim == 2 else each for name, each in finite.items()
-        }
-        return next(
-            filter(
-                None, (_for_some(each, f"its {name} is not finite") for name, each in sound.items())
-            ),
-            None,
-        )
+        for name, each in finite.items():
+            of_latents = each.all(along[name]) if name in along else each
+            if reason := _for_some(of_latents, f"its {name} is not finite"):
+                return reason
+        return _for_some((self.b_dec @ self.W_enc).isfinite(), "its b_dec W_enc is not finite")
+
+    @property
+    def misfit(self) -> str | None:
+        """Which tensor does not go with W_enc, or None."""
+        shapes: dict[str, tuple[int, ...]] = {"b_dec": (self.d_in,)}
+        shapes |= {"W_enc": (self.d_in, self.d_sae), "W_dec": (self.d_sae, self.d_in)}
+        for name, tensor in self.tensors.items():
+            if tensor.shape != (shape := shapes.get(name, (self.d_sae,))):
+                return f"its {name} has shape {tuple(tensor.shape)}, expected {shape} as for W_enc"
+        return None
 
     def checked(self) -> Self:
         """Itself, if all libraries can compute with its numbers.

@@ -37,6 +37,12 @@ KEYS = {
 }
 
 
+OF_EARLIER_VERSIONS = (
+    "if an earlier version saved it: penalty, kernel and decoder matter in training only, put "
+    "others into its slots"
+)
+
+
 class Native(Format):
     """config.json and sae.safetensors."""
 
@@ -48,7 +54,8 @@ class Native(Format):
         return (path / WEIGHTS).exists() or (path / CONFIG).exists()
 
     def load(self, path: Path) -> SparseAutoencoder:
-        """The SAE with the types in which it was stored."""
+        """The SAE with the types in which it was stored. Combinations of slots that
+        have no meaning are refused as in training."""
         where, weights = path / CONFIG, path / WEIGHTS
         config = _config(where)
         cls = architecture(config["architecture"], f"{where}.architecture")
@@ -64,6 +71,8 @@ class Native(Format):
             d_sae, d_in = matrix(tensors, "W_dec", weights)
             check_config(config, {"d_in": d_in, "d_sae": d_sae}, where, weights)
         try:
+            if reason := cls.objection(cls.resolve(slots)):
+                raise InputError(f"{cls.__name__}: {reason}; {OF_EARLIER_VERSIONS}")
             sae = cls(config["d_in"], config["d_sae"], seed=config["seed"], **slots)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
