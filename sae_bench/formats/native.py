@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sae_bench.components import from_plain
-from sae_bench.errors import DamagedFileError, InputError
+from sae_bench.errors import DamagedFileError, InputError, one_line
 from sae_bench.files import checksum, read_json
 from sae_bench.formats.configs import check_config
 from sae_bench.formats.format import Format
@@ -76,6 +76,10 @@ class Native(Format):
             sae = cls(config["d_in"], config["d_sae"], seed=config["seed"], **slots)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        except (OverflowError, RuntimeError) as error:  # numbers that no tensor can hold
+            raise InputError(
+                f"{where}: {cls.__name__} cannot be built from its slots ({one_line(error)})"
+            ) from None
         sae.provenance = config["provenance"]
         _check_source(sae, where)
         _put(tensors, sae, weights)

@@ -78,6 +78,10 @@ def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
             lambda c: c["slots"]["activation"]["form"].update(start=-1.0),
             ".slots.activation.form: RawThreshold: start must be a number >= 0, got -1.0",
         ),
+        (
+            lambda c: c["slots"]["activation"]["form"].update(start=1e308),
+            ": SparseAutoencoder cannot be built from its slots (RuntimeError: value cannot be",
+        ),
         (lambda c: c["slots"].update(activation={"class": "ReLU"}), "ReLU has no threshold"),
     ],
 )
