@@ -1,6 +1,5 @@
 """dictionary_learning 0.1: a folder with ae.pt (a state dict) and config.json."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +223,7 @@ def _plain(
 
 def _scalar(value: Any, name: str, path: Path) -> float:
     known = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
-    if not (known and math.isfinite(value.item())):
+    if not (known and value.float().isfinite()):
         raise InputError(f"{path}: {name!r} is missing or no finite number")
     return value.item()
 

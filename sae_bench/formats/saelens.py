@@ -123,8 +123,8 @@ class SAELens(Format):
                 "prepend_bos": True,
                 "seqpos_slice": [None],
                 **words,
-                REMARK: noted,
             },
+            REMARK: noted,
         }
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / WEIGHTS, lambda partial: save_file(tensors, partial))
@@ -241,6 +241,6 @@ def _provenance(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "model": metadata.get("model_name"),
         "site": site_of_hook(metadata.get("hook_name", metadata.get("hook_point"))),
         "context": {"length": metadata.get("context_size")},
-        **told(metadata.get(REMARK), _words, metadata, f"{path}.metadata.{REMARK}"),
-        "saelens": config,
+        **told(config.get(REMARK), _words, metadata, f"{path}.{REMARK}"),
+        "saelens": {key: config[key] for key in config if key != REMARK},
     }

@@ -66,7 +66,9 @@ class Sparsify(Format):
             k=number_of_latents(config.get("k", 32), d_sae, f"{where}.k"),
         )
         noted = told(config.get(REMARK), _words, config, f"{where}.{REMARK}")
-        return sae_from(plain, weights, {"site": _site(path.name), **noted, "sparsify": config})
+        theirs = {key: config[key] for key in config if key != REMARK}
+        provenance = {"site": _site(path.name), **noted, "sparsify": theirs}
+        return sae_from(plain, weights, provenance)
 
     def save(self, sae: SparseAutoencoder, path: Path) -> None:
         """TopK SAEs."""

@@ -168,6 +168,10 @@ def test_a_training_checkpoint(folder: Path) -> None:
         (lambda s: s.pop("k"), "'k' is missing or no finite number"),
         (lambda s: s.pop("threshold"), "'threshold' is missing or no finite number"),
         (lambda s: s["threshold"].fill_(torch.inf), "'threshold' is missing or no finite number"),
+        (
+            lambda s: s.update(threshold=torch.tensor(1e300, dtype=torch.float64)),
+            "'threshold' is missing",
+        ),
         (lambda s: s.update(threshold=torch.ones(2)), "'threshold' is missing or no finite"),
         (lambda s: s.update(threshold=torch.tensor(1j)), "'threshold' is missing or no finite"),
         (lambda s: s.update(k=8), "'k' is missing or no finite number"),
