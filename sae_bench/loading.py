@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sae_bench.annotations import typed
+from sae_bench.annotations import fit, typed
 from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 from sae_bench.files import check_name
@@ -54,6 +54,7 @@ def save_sae(sae: SparseAutoencoder, path: str | Path, format: str) -> None:
     """
     path = Path(path)
     check_target(path, format)
+    fit(sae.provenance, dict, f"{type(sae).__name__}.provenance")
     try:
         FORMATS[format].save(sae, path)
     except OSError as error:

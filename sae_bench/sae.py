@@ -310,7 +310,7 @@ class SparseAutoencoder(Slotted, WithThresholds):
             "d_sae": self.d_sae,
             "seed": self.seed,
             "slots": self.slots,
-            "provenance": self.provenance | source,
+            "provenance": fit(self.provenance, dict, f"{type(self).__name__}.provenance") | source,
         }
         check_json(config, f"{type(self).__name__}.save")
         try:

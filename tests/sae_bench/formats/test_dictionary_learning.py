@@ -85,6 +85,14 @@ def test_unset_thresholds_are_zero(threshold: float, folder: Path) -> None:
     assert sae.activation.k == K  # type: ignore[attr-defined]
 
 
+def test_negative_thresholds_act_as_zero(tmp_path: Path) -> None:
+    """The library rectifies what is above them."""
+    write(tmp_path, "JumpReluAutoEncoder")
+    edit_pt(tmp_path / WEIGHTS, lambda s: s["threshold"].fill_(-0.5))
+    f = (raw_inputs() @ W["W_enc"] + W["b_enc"]).relu()
+    assert_same_codes(load_sae(tmp_path), f, f @ W["W_dec"] + W["b_dec"])
+
+
 def test_what_we_write(tmp_path: Path) -> None:
     sae = placed(SAES["BatchTopKSAE"], model="m", site="layers.3.resid_post")
     save_sae(sae, tmp_path, "dictionary-learning")

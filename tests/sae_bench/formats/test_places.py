@@ -152,6 +152,15 @@ def test_provenance_that_is_no_json(tmp_path: Path) -> None:
         assert not (tmp_path / "new").exists()
 
 
+@every
+def test_no_provenance(format: str, tmp_path: Path) -> None:
+    sae = placed(of(format))
+    sae.provenance = None  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"provenance: expected a .*, got None$"):
+        save_sae(sae, tmp_path / "new", format)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_comment_has_its_limit(tmp_path: Path) -> None:
     sae = placed(of("gemma-scope"), site="x" * 70_000)
     with pytest.raises(InputError, match=r"^provenance: 700\d\d bytes .* has room for 65535"):
