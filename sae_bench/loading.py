@@ -54,6 +54,10 @@ def save_sae(sae: SparseAutoencoder, path: str | Path, format: str) -> None:
     """
     path = Path(path)
     check_target(path, format)
+    if any(tensor.is_meta for tensor in sae.state_dict().values()):
+        raise InputError(
+            f"{type(sae).__name__}: its tensors are on the device meta, without values"
+        )
     fit(sae.provenance, dict, f"{type(sae).__name__}.provenance")
     try:
         FORMATS[format].save(sae, path)

@@ -55,10 +55,12 @@ class Plain:
 
     @property
     def misfit(self) -> str | None:
-        """Which tensor does not go with W_enc, or None."""
+        """Which tensor is no real one, or does not go with W_enc; or None."""
         shapes: dict[str, tuple[int, ...]] = {"b_dec": (self.d_in,)}
         shapes |= {"W_enc": (self.d_in, self.d_sae), "W_dec": (self.d_sae, self.d_in)}
         for name, tensor in self.tensors.items():
+            if not tensor.is_floating_point():
+                return f"its {name} is {tensor.dtype}, expected floating point"
             if tensor.shape != (shape := shapes.get(name, (self.d_sae,))):
                 return f"its {name} has shape {tuple(tensor.shape)}, expected {shape} as for W_enc"
         return None

@@ -318,7 +318,7 @@ class SparseAutoencoder(Slotted, WithThresholds):
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
         tensors = {
-            name: tensor.detach().cpu().contiguous()
+            name: tensor.detach().cpu().contiguous().clone()  # tied ones are refused
             for name, tensor in self.state_dict().items()
             if not name.startswith(ESTIMATOR)
         }

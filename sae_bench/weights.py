@@ -181,13 +181,14 @@ def _first_line(error: Exception) -> str:
 
 
 def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as other libraries expect them: float32, contiguous, on the CPU.
+    """The tensors as other libraries expect them: float32, contiguous, on the CPU, in memory
+    of their own (safetensors refuses ties).
 
     Raises:
         InputError: numbers that are not finite in this form.
     """
     narrow = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
         for name, tensor in tensors.items()
     }
     for name, tensor in narrow.items():

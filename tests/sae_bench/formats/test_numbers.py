@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from architectures import ReLUSAE
-from sae_bench.activations import Latents
+from architectures import ReLUSAE, TopKSAE
+from sae_bench.activations import Latents, TopK
 from sae_bench.conversion import to_gated, to_jumprelu
 from sae_bench.errors import InputError
 from sae_bench.formats import FORMATS
@@ -162,6 +162,44 @@ def test_classes_of_a_user(
     text = complaint(sae, format, tmp_path)
     assert text.startswith(f"{cls.__name__}: ")
     assert words in text
+
+
+class Tied(TopKSAE):
+    """Encoder and decoder share their memory, and so do two parameters."""
+
+    @property
+    def W_enc(self) -> Tensor:  # type: ignore[override]
+        return self.W_dec.T
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        tensors = super().initial(generator)
+        del tensors["W_enc"]
+        return {**tensors, "again": tensors["b_enc"]}
+
+
+@pytest.mark.parametrize("format", ["saelens", "dictionary-learning", "sparsify", "sae-ablations"])
+def test_shared_memory(format: str, tmp_path: Path) -> None:
+    sae = Tied(D_IN, D_SAE, activation=TopK(8)).eval()
+    save_sae(sae, tmp_path, format)
+    same_sae(load_sae(tmp_path), sae)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_tensors_without_values(format: str, tmp_path: Path) -> None:
+    sae = copy.deepcopy(SAES["TopKSAE"]).to("meta")
+    assert complaint(sae, format, tmp_path) == (
+        "TopKSAE: its tensors are on the device meta, without values"
+    )
+
+
+@others
+def test_complex_numbers(format: str, tmp_path: Path) -> None:
+    sae = copy.deepcopy(SAES["ReLUSAE"])
+    sae.b_enc = torch.nn.Parameter(torch.zeros(D_SAE, dtype=torch.complex64))
+    with pytest.raises((InputError, TypeError)) as caught:  # TypeError: this suite's type checks
+        save_sae(sae, tmp_path / "new", format)
+    assert "b_enc" in str(caught.value)
+    assert not (tmp_path / "new").exists()
 
 
 # --- read ---------------------------------------------------------------------------------------
