@@ -22,7 +22,7 @@ from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
 from sae_bench.files import check_writable, write_table
 from sae_bench.hub_upload import push_to_hub
-from sae_bench.loading import load_sae, save_sae
+from sae_bench.loading import check_target, load_sae, save_sae
 from sae_bench.noise import gradient_noise, standard
 from sae_bench.released import FINGERPRINT, Released
 from sae_bench.run import run
@@ -232,6 +232,7 @@ def convert(arguments: argparse.Namespace) -> None:
     """convert: from any known format to another."""
     if arguments.target.exists():
         raise InputError(f"{arguments.target} exists already; choose another place, or remove it")
+    check_target(arguments.target, arguments.to)
     sae = CONVERSIONS[arguments.as_](load_sae(arguments.source))
     if arguments.model is not None:
         sae.provenance |= {"model": arguments.model, FINGERPRINT: None}

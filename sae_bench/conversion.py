@@ -10,7 +10,7 @@ from torch import Tensor
 from sae_bench.activations import BatchTopK, JumpReLU, RawThreshold, TopK
 from sae_bench.annotations import typed
 from sae_bench.decoders import FreeRows
-from sae_bench.errors import InputError
+from sae_bench.errors import InputError, a, counted, one_line
 from sae_bench.penalties import NoPenalty
 from sae_bench.plain import (
     Plain,
@@ -36,7 +36,7 @@ def to_jumprelu(sae: SparseAutoencoder) -> SparseAutoencoder:
     Raises:
         InputError: there is none (a TopK SAE).
     """
-    return _keeping(sae, exportable(sae).as_jumprelu())
+    return _keeping(sae, jumprelu_of(sae))
 
 
 @typed()
@@ -47,7 +47,20 @@ def to_gated(sae: SparseAutoencoder) -> SparseAutoencoder:
     Raises:
         InputError: there is none (a TopK SAE).
     """
-    return _keeping(sae, exportable(sae).as_gated())
+    plain = exportable(sae)
+    if not isinstance(plain, PlainGated):
+        plain = _same_latents(plain.as_jumprelu(), plain, type(sae).__name__).as_gated()
+    return _keeping(sae, plain)
+
+
+def jumprelu_of(sae: SparseAutoencoder) -> PlainJumpReLU:
+    """The JumpReLU SAE that computes the same, as a plain SAE.
+
+    Raises:
+        InputError: there is none, or none whose numbers float32 holds.
+    """
+    plain = exportable(sae)
+    return _same_latents(plain.as_jumprelu(), plain, type(sae).__name__)
 
 
 def _keeping(sae: SparseAutoencoder, plain: Plain) -> SparseAutoencoder:
@@ -104,12 +117,31 @@ def exportable(sae: SparseAutoencoder) -> Plain:
     is refused instead of being written as something else.
 
     Raises:
-        InputError: nothing that other libraries know, not what the SAE computes, or not finite.
+        InputError: nothing that other libraries know, not what the SAE computes, or numbers that
+            are not finite in float32.
     """
+    name = type(sae).__name__
     found = sae.plain()
-    for name, tensor in found.tensors.items():
-        if not tensor.isfinite().all():
-            raise InputError(f"{type(sae).__name__}: its {name} is not finite")
+    if not isinstance(found, Plain):
+        raise InputError(f"{name}: its `plain` gives {a(type(found).__name__)}, no Plain")
+    if found.misfit:
+        raise InputError(f"{name}: its `plain` is no SAE: {found.misfit}")
+    narrow = {name: tensor.to("cpu", torch.float32) for name, tensor in found.tensors.items()}
+    written = dataclasses.replace(found, **narrow)
+    if written.fault:
+        raise InputError(f"{name}: {written.fault}")
+    try:
+        _compare(sae)
+    except (RuntimeError, TypeError) as error:  # no copy, or types that do not go together
+        raise InputError(
+            f"{name}: cannot be compared with its `plain` in float64 ({one_line(error)}); "
+            "its tensors have to be parameters or buffers, and constants to take the dtype of x"
+        ) from None
+    return written
+
+
+def _compare(sae: SparseAutoencoder) -> None:
+    """Holds an SAE against its plain form."""
     exact = copy.deepcopy(sae).to("cpu", torch.float64).eval()
     plain = exact.plain()
     x = _probes(plain)
@@ -124,8 +156,30 @@ def exportable(sae: SparseAutoencoder) -> Plain:
             f"{type(sae).__name__} computes other codes or reconstructions than its `plain` says; "
             "override `plain` where you override `latents`, `decode` or `forward`"
         )
-    narrow = {name: tensor.to(torch.float32) for name, tensor in found.tensors.items()}
-    return dataclasses.replace(found, **narrow)
+
+
+def _same_latents(equal: PlainJumpReLU, plain: Plain, name: str) -> PlainJumpReLU:
+    """`equal`, if it has the latents of `plain` on: theta = b_mag - exp(r_mag) b_gate keeps nothing
+    of b_gate in float32 where exp(r_mag) is too small, and overflows where it is too large."""
+    if equal.fault:
+        raise InputError(f"{name}: as a JumpReLU SAE {equal.fault}")
+    if not isinstance(plain, PlainGated):
+        return equal
+    exact, other = _double(plain), _double(equal)
+    x = _probes(exact)
+    on, others = exact.encode(x) > 0, other.encode(x) > 0
+    if (on != others).sum() > 1e-2 * on.sum().clamp(min=1):
+        wrong = counted(int((on != others).any(0).sum()), "latent")
+        raise InputError(
+            f"{name}: as a JumpReLU SAE {wrong} would be on elsewhere, since exp(r_mag) is too "
+            "small for thresholds in float32; write it in a format that has Gated SAEs"
+        )
+    return equal
+
+
+def _double(plain: Any) -> Any:
+    tensors = {name: tensor.double() for name, tensor in plain.tensors.items()}
+    return dataclasses.replace(plain, **tensors)
 
 
 def _unlike(found: Tensor, expected: Tensor) -> Tensor:
@@ -150,4 +204,7 @@ def _probes(plain: Plain) -> Tensor:
     amounts = torch.rand(len(rows), 8, 1, generator=generator, dtype=torch.float64)
     combined = (amounts * plain.W_dec[rows]).sum(1)
     directions = combined / combined.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    return plain.b_dec + torch.tensor(distances).double().repeat(PROBES)[:, None] * directions
+    return (
+        plain.b_dec
+        + torch.tensor(distances, dtype=torch.float64).repeat(PROBES)[:, None] * directions
+    )

@@ -109,6 +109,19 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
+def check_json(value: Mapping[str, Any], place: str) -> None:
+    """Whether JSON can hold a mapping, components included.
+
+    Raises:
+        InputError: it cannot; names the key.
+    """
+    for key, item in value.items():
+        try:
+            json.dumps(to_plain(item), sort_keys=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{place}: {key} cannot be written as JSON ({error})") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON-ready value or component."""
     text = json.dumps(to_plain(value), indent=1, sort_keys=True)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
-from sae_bench.annotations import typed
+from sae_bench.annotations import fit, typed
 from sae_bench.devices import default_device
 from sae_bench.errors import InputError
+from sae_bench.files import check_name
 from sae_bench.formats import FORMATS, Format
 from sae_bench.hub_sae import hub_path
 from sae_bench.sae import SparseAutoencoder
@@ -48,17 +49,33 @@ def save_sae(sae: SparseAutoencoder, path: str | Path, format: str) -> None:
         format: a name in `FORMATS`.
 
     Raises:
-        InputError: unknown format, or the library has no such SAE.
+        InputError: unknown format, a place that cannot be written to, or the library has no such
+            SAE; then nothing is written.
     """
-    if format not in FORMATS:
-        raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     path = Path(path)
-    if path.exists() and _claimant(path) not in (None, FORMATS[format]):
-        raise InputError(f"{path}: holds an SAE of another format; choose another place")
+    check_target(path, format)
+    if any(tensor.is_meta for tensor in sae.state_dict().values()):
+        raise InputError(
+            f"{type(sae).__name__}: its tensors are on the device meta, without values"
+        )
+    fit(sae.provenance, dict, f"{type(sae).__name__}.provenance")
     try:
         FORMATS[format].save(sae, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def check_target(path: Path, format: str) -> None:
+    """Whether `save_sae` can write to `path`; makes nothing.
+
+    Raises:
+        InputError: unknown format, or a place that cannot be written to.
+    """
+    if format not in FORMATS:
+        raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    FORMATS[format].check_target(path)
+    if path.exists() and _claimant(path) not in (None, FORMATS[format]):
+        raise InputError(f"{path}: holds an SAE of another format; choose another place")
 
 
 def format_of(path: Path) -> Format:
@@ -67,6 +84,7 @@ def format_of(path: Path) -> Format:
     Raises:
         InputError: nothing is there, or no format claims it.
     """
+    check_name(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if found := _claimant(path):

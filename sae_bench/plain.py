@@ -7,13 +7,13 @@ Plain SAEs are what formats read and write, and what conversions between archite
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench.errors import InputError
+from sae_bench.errors import InputError, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,41 @@ class Plain:
         """The tensors by name."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+    @property
+    def fault(self) -> str | None:
+        """Why no library computes anything sensible from these numbers, or None if all can."""
+        finite = {name: tensor.isfinite() for name, tensor in self.tensors.items()}
+        if not finite.pop("b_dec").all():
+            return "its b_dec is not finite"
+        along = {"W_enc": 0, "W_dec": 1}
+        for name, each in finite.items():
+            of_latents = each.all(along[name]) if name in along else each
+            if reason := _for_some(of_latents, f"its {name} is not finite"):
+                return reason
+        return _for_some((self.b_dec @ self.W_enc).isfinite(), "its b_dec W_enc is not finite")
+
+    @property
+    def misfit(self) -> str | None:
+        """Which tensor is no real one, or does not go with W_enc; or None."""
+        shapes: dict[str, tuple[int, ...]] = {"b_dec": (self.d_in,)}
+        shapes |= {"W_enc": (self.d_in, self.d_sae), "W_dec": (self.d_sae, self.d_in)}
+        for name, tensor in self.tensors.items():
+            if not tensor.is_floating_point():
+                return f"its {name} is {tensor.dtype}, expected floating point"
+            if tensor.shape != (shape := shapes.get(name, (self.d_sae,))):
+                return f"its {name} has shape {tuple(tensor.shape)}, expected {shape} as for W_enc"
+        return None
+
+    def checked(self) -> Self:
+        """Itself, if all libraries can compute with its numbers.
+
+        Raises:
+            InputError: numbers that are not finite, or not in the range that they need.
+        """
+        if self.fault:
+            raise InputError(self.fault)
+        return self
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """The codes f."""
@@ -110,6 +145,11 @@ class PlainJumpReLU(_Biased):
 
     threshold: Float[Tensor, " d_sae"]
 
+    @property
+    def fault(self) -> str | None:
+        """Thresholds below 0, too: other libraries rectify codes, this one would not."""
+        return super().fault or _for_some(self.threshold >= 0, "its threshold is negative")
+
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """pre 1[pre > threshold]."""
         pre = self.pre(x)
@@ -155,6 +195,12 @@ class PlainGated(Plain):
     b_mag: Float[Tensor, " d_sae"]
     r_mag: Float[Tensor, " d_sae"]
 
+    @property
+    def fault(self) -> str | None:
+        """An exp(r_mag) that overflows, too."""
+        scaled = (self.W_enc * self.r_mag.exp()).isfinite().all(0)
+        return super().fault or _for_some(scaled, "its W_enc exp(r_mag) is not finite")
+
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Magnitudes where the gate is open."""
         shared = (x - self.b_dec) @ self.W_enc
@@ -186,6 +232,12 @@ def subtracting(
 
 def _shifted(bias: Tensor, W_enc: Tensor, shift: Tensor) -> Tensor:
     return (bias.double() + shift.double() @ W_enc.double()).to(bias.dtype)
+
+
+def _for_some(sound: Tensor, fault: str) -> str | None:
+    """The fault, and how many latents have it."""
+    wrong = int((~sound).sum())
+    return f"{fault} for {wrong} of {counted(len(sound), 'latent')}" if wrong else None
 
 
 def _no_equal(plain: Plain, wanted: str) -> NoReturn:

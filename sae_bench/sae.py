@@ -17,7 +17,7 @@ from sae_bench.components import Component, label_of, walk
 from sae_bench.decoders import Decoder, UnitRows
 from sae_bench.errors import InputError, a
 from sae_bench.estimators import BatchKDE, Estimator, as_estimator
-from sae_bench.files import checksum, write_atomically, write_json
+from sae_bench.files import check_json, checksum, write_atomically, write_json
 from sae_bench.kernels import Kernel
 from sae_bench.loss import Loss, squared_error
 from sae_bench.penalties import L1, Penalty
@@ -334,19 +334,9 @@ class SparseAutoencoder(Slotted, WithThresholds):
             folder: made if it does not exist.
 
         Raises:
-            InputError: it cannot be made.
+            InputError: it cannot be made, or provenance or a slot holds what JSON cannot.
         """
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
-        tensors = {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in self.state_dict().items()
-            if not name.startswith(ESTIMATOR)
-        }
-        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
         source = {SOURCE: self.source} if self.source else {}
         config = {
             "format": FORMAT,
@@ -356,10 +346,20 @@ class SparseAutoencoder(Slotted, WithThresholds):
             "d_sae": self.d_sae,
             "seed": self.seed,
             "slots": self.slots,
-            "weights": checksum(folder / WEIGHTS),
-            "provenance": self.provenance | source,
+            "provenance": fit(self.provenance, dict, f"{type(self).__name__}.provenance") | source,
         }
-        write_json(folder / CONFIG, config)
+        check_json(config, f"{type(self).__name__}.save")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone()  # tied ones are refused
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(ESTIMATOR)
+        }
+        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+        write_json(folder / CONFIG, config | {"weights": checksum(folder / WEIGHTS)})
 
 
 def _taken(owner: object, name: str) -> InputError:

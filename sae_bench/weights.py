@@ -180,35 +180,21 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def check_config(
-    config: Mapping[str, Any], sizes: Mapping[str, float], path: Path, weights: Path
-) -> None:
-    """Whether a config states the sizes that the weights have; it may leave them out.
+def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as other libraries expect them: float32, contiguous, on the CPU, in memory
+    of their own (safetensors refuses ties).
 
     Raises:
-        InputError: another size.
+        InputError: numbers that are not finite in this form.
     """
-    for key, size in sizes.items():
-        if key in config and config[key] != size:
-            raise InputError(
-                f"{path}.{key}: says {config[key]!r:.40}, but {weights.name} has {size}"
-            )
-
-
-def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as other libraries expect them: float32, contiguous, on the CPU."""
-    return {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
+    narrow = {
+        name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
         for name, tensor in tensors.items()
     }
-
-
-def number_of_latents(k: Any, d_sae: int, where: str) -> int:
-    """k, if that many of `d_sae` latents can be kept.
-
-    Raises:
-        InputError: no integer, or out of range.
-    """
-    if not (isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= d_sae):
-        raise InputError(f"{where}: expected an integer from 1 to {d_sae}, got {k!r:.40}")
-    return k
+    for name, tensor in narrow.items():
+        if wrong := int((~tensor.isfinite()).sum()):
+            raise InputError(
+                f"{wrong} of {tensor.numel()} values of {name!r} are too large for float32 in this "
+                "format; nothing is written"
+            )
+    return narrow

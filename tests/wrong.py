@@ -273,6 +273,7 @@ FUNCTIONS: list[Row] = [
     ("its W_dec is not finite", lambda: sb.save_sae(not_finite(), "new", "saelens")),
     ("cannot be written", lambda: sb.save_sae(ReLUSAE(4, 8), "text.jsonl", "sae-ablations")),
     ("cannot be written", lambda: ReLUSAE(4, 8).save("text.jsonl")),
+    ("a name in .pt means a file", lambda: sb.save_sae(ReLUSAE(4, 8), "new.pt", "saelens")),
     ("sparsify has TopK SAEs only", lambda: sb.save_sae(ReLUSAE(4, 8), "new", "sparsify")),
     ("has no equal JumpReLU SAE", lambda: sb.to_gated(topk()[0].build(4))),
     ("sae: expected a SparseAutoencoder, got 'relu'", lambda: sb.to_gated("relu")),  # type: ignore[arg-type]
@@ -358,6 +359,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("invalid choice: 'onnx'", "convert relu new --to onnx"),
     ("exists already", "convert relu jump --to saelens"),
     ("cannot be written (Not a directory)", "convert relu text.jsonl/x --to saelens"),
+    ("a name in .npz means a file", "convert relu new.npz --to saelens"),
     ("has no equal JumpReLU SAE", "convert topk new --to saelens --as gated"),
     ("no SAE in a known format", "convert KEPT new --to saelens"),
     ("an arm of a run; its SAE is", "convert ARM new --to saelens"),

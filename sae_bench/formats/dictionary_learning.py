@@ -1,6 +1,5 @@
 """dictionary_learning 0.1: a folder with ae.pt (a state dict) and config.json."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_bench.conversion import exportable, sae_of
+from sae_bench.conversion import exportable
 from sae_bench.errors import InputError
 from sae_bench.files import read_json, write_atomically, write_json
-from sae_bench.formats.format import Format
-from sae_bench.formats.places import context_length
+from sae_bench.formats.configs import check_config, check_types, number_of_latents
+from sae_bench.formats.format import Format, sae_from
+from sae_bench.formats.places import (
+    REMARK,
+    context_length,
+    remark,
+    site_of_submodule,
+    submodule,
+    told,
+)
 from sae_bench.plain import (
     Plain,
     PlainBatchTopK,
@@ -24,10 +31,18 @@ from sae_bench.plain import (
     subtracting,
 )
 from sae_bench.sae import SparseAutoencoder
-from sae_bench.weights import check_config, floats, matrix, number_of_latents, read_state_dict
-from sae_bench.weights import portable as in_float32
+from sae_bench.weights import floats, matrix, portable, read_state_dict
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
+TYPES: Mapping[str, Any] = {
+    "activation_dim": int,
+    "dict_size": int,
+    "layer": int | None,
+    "submodule_name": str | None,
+    "lm_name": str | None,
+}
+"""Types of the trainer's keys that are read."""
+
 UNSET = -1.0
 """The library's threshold of a top-k SAE that has not seen any data."""
 
@@ -87,15 +102,15 @@ class DictionaryLearning(Format):
     """
 
     name = "dictionary-learning"
-    files = f"{WEIGHTS} and {CONFIG}"
+    parts = (WEIGHTS, CONFIG)
 
     def claims(self, path: Path) -> bool:
         """A .pt file, or a folder with ae.pt."""
-        return path.suffix == ".pt" or (path / WEIGHTS).exists()
+        return (path.suffix == ".pt" and not path.is_dir()) or (path / WEIGHTS).exists()
 
     def load(self, path: Path) -> SparseAutoencoder:
         """The SAE, its weights in float32."""
-        weights = path if path.suffix == ".pt" else path / WEIGHTS
+        weights = path / WEIGHTS if path.is_dir() else path
         config, where = _config(weights)
         layout = LAYOUTS[config["dict_class"]]
         state = read_state_dict(weights)
@@ -118,21 +133,21 @@ class DictionaryLearning(Format):
             ours["b_enc"] = subtracting(ours["b_enc"], ours["W_enc"], ours["b_dec"])
         plain = _plain(layout, ours, numbers, weights)
         if isinstance(plain, PlainTopK | PlainBatchTopK):
+            check_types(config, {"k": int}, f"{where}.trainer")
             check_config(config, {"k": plain.k}, where, weights)
-        sae = sae_of(plain)
-        sae.provenance = _provenance(config)
-        return sae
+        return sae_from(plain, weights, _provenance(config, where))
 
     def save(self, sae: SparseAutoencoder, path: Path) -> None:
         """Each kind of SAE as the class that computes it."""
         plain = exportable(sae)
         if (dict_class := WRITTEN.get(type(plain))) is None:
             raise InputError(f"dictionary_learning has no SAE like a {type(plain).__name__}")
+        noted = remark(sae.provenance)
         layout, ours = LAYOUTS[dict_class], plain.tensors
         if not layout.subtracts:
             assert isinstance(plain, PlainJumpReLU)
             ours["b_enc"] = plain.b_enc_of_x
-        state = in_float32(
+        state = portable(
             {
                 other: ours[name].T if _transposed(other) else ours[name]
                 for name, other in layout.names.items()
@@ -142,17 +157,19 @@ class DictionaryLearning(Format):
             "dict_class": dict_class,
             "activation_dim": plain.d_in,
             "dict_size": plain.d_sae,
-            **_trainer_place(sae.provenance),
+            **submodule(sae.provenance.get("site")),
+            "lm_name": sae.provenance.get("model"),
         }
         if isinstance(plain, PlainTopK | PlainBatchTopK):
             trainer["k"] = plain.k
             shared = plain.threshold[0] if isinstance(plain, PlainBatchTopK) else UNSET
             state["k"] = torch.tensor(plain.k, dtype=torch.int32)
             state["threshold"] = torch.tensor(float(shared))
+        buffer = {"d_submodule": plain.d_in, "ctx_len": context_length(sae.provenance)}
+        config = {"trainer": trainer, "buffer": buffer, REMARK: noted}
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / WEIGHTS, lambda partial: torch.save(state, partial))
-        buffer = {"d_submodule": plain.d_in, "ctx_len": context_length(sae.provenance)}
-        write_json(path / CONFIG, {"trainer": trainer, "buffer": buffer})
+        write_json(path / CONFIG, config)
 
 
 def _transposed(name: str) -> bool:
@@ -180,8 +197,11 @@ def _config(weights: Path) -> tuple[dict[str, Any], Path]:
         raise InputError(
             f"{path}: trainer.dict_class {found!r:.60} cannot be read; known: {', '.join(LAYOUTS)}"
         )
-    buffer = config.get("buffer")
-    return {**trainer, "buffer": buffer if isinstance(buffer, dict) else {}}, path
+    check_types(trainer, TYPES, f"{path}.trainer")
+    check_types(config, {"buffer": dict | None}, path)
+    buffer = config.get("buffer") or {}
+    check_types(buffer, {"ctx_len": int | None}, f"{path}.buffer")
+    return {**trainer, "buffer": buffer, REMARK: config.get(REMARK)}, path
 
 
 def _plain(
@@ -203,30 +223,30 @@ def _plain(
 
 def _scalar(value: Any, name: str, path: Path) -> float:
     known = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
-    if not (known and math.isfinite(value.item())):
+    if not (known and value.float().isfinite()):
         raise InputError(f"{path}: {name!r} is missing or no finite number")
     return value.item()
 
 
-def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Model, site and context, where the trainer recorded them."""
-    layer, submodule = config.get("layer"), config.get("submodule_name")
-    submodule = submodule if isinstance(submodule, str) else None
-    kind = (submodule or "").removesuffix(f"_layer_{layer}")
-    known = isinstance(layer, int) and kind in ("resid_post", "resid_pre", "mlp_out")
+def _words(place: Mapping[str, Any]) -> dict[str, Any]:
+    """The library's words for a place, the trainer's and the buffer's."""
     return {
-        "model": config.get("lm_name"),
-        "site": f"layers.{layer}.{kind}" if known else submodule,
-        "context": {"length": config["buffer"].get("ctx_len")},
-        "dictionary_learning": dict(config),
+        "layer": None,
+        "submodule_name": None,
+        **submodule(place.get("site")),
+        "lm_name": place.get("model"),
+        "ctx_len": context_length(place),
     }
 
 
-def _trainer_place(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for the trainer's record."""
-    site = provenance.get("site") or ""
-    _, layer, kind = (
-        ([*site.split("."), "", ""])[:3] if site.startswith("layers.") else ("", "", "")
-    )
-    place = {"layer": int(layer), "submodule_name": f"{kind}_layer_{layer}"} if kind else {}
-    return {**place, "lm_name": provenance.get("model")}
+def _provenance(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Model, site and context, where the trainer recorded them."""
+    length = config["buffer"].get("ctx_len")
+    theirs = {**config, "ctx_len": length}
+    return {
+        "model": config.get("lm_name"),
+        "site": site_of_submodule(config.get("layer"), config.get("submodule_name")),
+        "context": {"length": length},
+        **told(config[REMARK], _words, theirs, f"{path}.{REMARK}"),
+        "dictionary_learning": {key: config[key] for key in config if key != REMARK},
+    }

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from sae_bench.components import from_plain
-from sae_bench.errors import DamagedFileError, InputError
+from sae_bench.errors import DamagedFileError, InputError, one_line
 from sae_bench.files import checksum, read_json
+from sae_bench.formats.configs import check_config
 from sae_bench.formats.format import Format
 from sae_bench.registry import architecture
 from sae_bench.sae import (
@@ -21,7 +22,7 @@ from sae_bench.sae import (
     WEIGHTS,
     SparseAutoencoder,
 )
-from sae_bench.weights import check, check_config, matrix, read_safetensors
+from sae_bench.weights import check, matrix, read_safetensors
 
 KEYS = {
     "format": str,
@@ -36,18 +37,25 @@ KEYS = {
 }
 
 
+OF_EARLIER_VERSIONS = (
+    "if an earlier version saved it: penalty, kernel and decoder matter in training only, put "
+    "others into its slots"
+)
+
+
 class Native(Format):
     """config.json and sae.safetensors."""
 
     name = "sae-ablations"
-    files = f"{CONFIG} and {WEIGHTS}"
+    parts = (CONFIG, WEIGHTS)
 
     def claims(self, path: Path) -> bool:
         """Either file: other formats that have one of them are asked first."""
         return (path / WEIGHTS).exists() or (path / CONFIG).exists()
 
     def load(self, path: Path) -> SparseAutoencoder:
-        """The SAE with the types in which it was stored."""
+        """The SAE with the types in which it was stored. Combinations of slots that
+        have no meaning are refused as in training."""
         where, weights = path / CONFIG, path / WEIGHTS
         config = _config(where)
         cls = architecture(config["architecture"], f"{where}.architecture")
@@ -63,9 +71,15 @@ class Native(Format):
             d_sae, d_in = matrix(tensors, "W_dec", weights)
             check_config(config, {"d_in": d_in, "d_sae": d_sae}, where, weights)
         try:
+            if reason := cls.objection(cls.resolve(slots)):
+                raise InputError(f"{cls.__name__}: {reason}; {OF_EARLIER_VERSIONS}")
             sae = cls(config["d_in"], config["d_sae"], seed=config["seed"], **slots)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        except (OverflowError, RuntimeError) as error:  # numbers that no tensor can hold
+            raise InputError(
+                f"{where}: {cls.__name__} cannot be built from its slots ({one_line(error)})"
+            ) from None
         sae.provenance = config["provenance"]
         _check_source(sae, where)
         _put(tensors, sae, weights)

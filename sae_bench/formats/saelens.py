@@ -7,11 +7,20 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_bench.conversion import exportable, sae_of
+from sae_bench.conversion import exportable
 from sae_bench.errors import InputError
 from sae_bench.files import read_json, write_atomically, write_json
-from sae_bench.formats.format import Format
-from sae_bench.formats.places import context_length, hook_name, site_of_hook
+from sae_bench.formats.configs import check_config, check_types, number_of_latents
+from sae_bench.formats.format import Format, sae_from
+from sae_bench.formats.places import (
+    HOOKS,
+    REMARK,
+    context_length,
+    hook_name,
+    remark,
+    site_of_hook,
+    told,
+)
 from sae_bench.plain import (
     Plain,
     PlainGated,
@@ -21,14 +30,7 @@ from sae_bench.plain import (
     subtracting,
 )
 from sae_bench.sae import SparseAutoencoder
-from sae_bench.weights import (
-    check_config,
-    floats,
-    matrix,
-    number_of_latents,
-    portable,
-    read_safetensors,
-)
+from sae_bench.weights import floats, matrix, portable, read_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
@@ -43,6 +45,22 @@ VECTORS = {
 }
 """Tensors of shape (d_sae,), by architecture; W_enc, W_dec and b_dec belong to all."""
 
+METADATA: Mapping[str, Any] = {
+    "model_name": str | None,
+    "hook_name": str | None,
+    "hook_point": str | None,
+    "context_size": int | None,
+}
+TYPES: Mapping[str, Any] = {
+    "d_in": int,
+    "d_sae": int,
+    "apply_b_dec_to_input": bool,
+    "rescale_acts_by_decoder_norm": bool,
+    "normalize_activations": str | bool | None,
+    "metadata": dict | None,
+}
+"""Types of the keys that are read."""
+
 FOLDED = ("none", "expected_average_only_in", "covariance_whitening")
 """Values of normalize_activations that do nothing at inference: the weights take raw activations.
 (A user who divides by the average norm by hand before encoding has to go on doing so.)"""
@@ -52,7 +70,7 @@ class SAELens(Format):
     """cfg.json and sae_weights.safetensors; architectures standard, topk, jumprelu and gated."""
 
     name = "saelens"
-    files = f"{CONFIG} and {WEIGHTS}"
+    parts = (CONFIG, WEIGHTS)
 
     def claims(self, path: Path) -> bool:
         """By the name of the weights."""
@@ -76,16 +94,17 @@ class SAELens(Format):
         tensors = floats(tensors, shapes, weights, kind)
         if not config.get("apply_b_dec_to_input", True):
             tensors |= _with_subtraction(tensors)
-        sae = sae_of(READ[config["architecture"]](tensors, config, where))
-        sae.provenance = _provenance(config)
-        return sae
+        plain = READ[config["architecture"]](tensors, config, where)
+        return sae_from(plain, weights, _provenance(config, where))
 
     def save(self, sae: SparseAutoencoder, path: Path) -> None:
         """Weights as they are, b_dec subtracted. A BatchTopK SAE becomes a jumprelu one with equal
         thresholds, as in SAELens itself."""
         plain = exportable(sae)
         architecture, tensors, extra = _written(plain)
-        place = sae.provenance
+        tensors = portable(tensors)
+        noted, words = remark(sae.provenance), _words(sae.provenance)
+        heads = str(words["hook_name"]).endswith(HOOKS["attn_z"])
         config = {
             "architecture": architecture,
             "d_in": plain.d_in,
@@ -94,25 +113,21 @@ class SAELens(Format):
             "device": "cpu",
             "apply_b_dec_to_input": True,
             "normalize_activations": "none",
-            "reshape_activations": "none",
+            # a hook of shape (head, d_head) has to be joined
+            "reshape_activations": "hook_z" if heads else "none",
             **extra,
             "metadata": {
                 "sae_lens_version": WRITTEN_FOR,
                 "sae_lens_training_version": None,
-                "model_name": place.get("model"),
-                "hook_name": None,
                 "hook_head_index": None,
-                "context_size": context_length(place),
                 "prepend_bos": True,
                 "seqpos_slice": [None],
+                **words,
             },
+            REMARK: noted,
         }
-        if site := place.get("site"):
-            config["metadata"]["hook_name"] = hook_name(site)
-            if site.endswith(".attn_z"):  # there a hook of shape (head, d_head), to be joined
-                config["reshape_activations"] = "hook_z"
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / WEIGHTS, lambda partial: save_file(portable(tensors), partial))
+        write_atomically(path / WEIGHTS, lambda partial: save_file(tensors, partial))
         write_json(path / CONFIG, config)
 
 
@@ -122,6 +137,9 @@ def _config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not the config of an SAE of SAELens")
     if absent := [key for key in ("d_in", "d_sae") if key not in config]:
         raise InputError(f"{path}: missing key {absent[0]!r}")
+    check_types(config, TYPES, path)
+    check_types(config.get("metadata") or {}, METADATA, f"{path}.metadata")
+    check_types(config, METADATA, path)  # flat before version 6
     config.setdefault("architecture", "standard")  # absent before version 3
     if config["architecture"] == "standard":
         config |= _of_activation(config, path)
@@ -208,12 +226,21 @@ def _written(plain: Plain) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     raise InputError(f"SAELens has no SAE like a {type(plain).__name__}")
 
 
-def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = config.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else config  # flat before version 6
+def _words(place: Mapping[str, Any]) -> dict[str, Any]:
+    """The library's words for a place."""
+    return {
+        "model_name": place.get("model"),
+        "hook_name": hook_name(place.get("site")),
+        "context_size": context_length(place),
+    }
+
+
+def _provenance(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    metadata = config.get("metadata") or config
     return {
         "model": metadata.get("model_name"),
         "site": site_of_hook(metadata.get("hook_name", metadata.get("hook_point"))),
         "context": {"length": metadata.get("context_size")},
-        "saelens": config,
+        **told(config.get(REMARK), _words, metadata, f"{path}.{REMARK}"),
+        "saelens": {key: config[key] for key in config if key != REMARK},
     }

@@ -12,7 +12,7 @@ from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_bench.errors import InputError
 from sae_bench.loading import load_sae, save_sae
 from sae_bench.sae import SparseAutoencoder
-from tests.foreign import D_IN, D_SAE, SAES, assert_same_codes, raw_inputs, some
+from tests.foreign import D_IN, D_SAE, SAES, assert_same_codes, placed, raw_inputs, some
 
 SITES = {
     "google/gemma-scope-2b-pt-res": ("layers.12.resid_post", "google/gemma-2-2b"),
@@ -78,5 +78,7 @@ def test_ours_read_by_saelens(
         with pytest.raises(InputError, match="a TopK SAE has no equal JumpReLU SAE"):
             save_sae(sae, tmp_path, "gemma-scope")
         return
+    # The remark on the site stands where the loader does not look.
+    sae = placed(sae, model="org/model", site="layers.3.attn_z", context={"length": 16})
     save_sae(sae, tmp_path / repo / FOLDER, "gemma-scope")
     assert_same_codes(sae, *outputs(read_by_saelens(tmp_path, repo, monkeypatch), repo))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_bench.loading import load_sae, save_sae
 from sae_bench.sae import SparseAutoencoder
-from tests.foreign import D_IN, D_SAE, SAES, K, assert_same_codes, raw_inputs, weights
+from tests.foreign import D_IN, D_SAE, SAES, K, assert_same_codes, placed, raw_inputs, weights
 from tests.interop.modules import filled
 
 TOPK = {name: sae for name, sae in SAES.items() if name == "TopKSAE"}
@@ -69,7 +69,7 @@ def test_bfloat16_weights_are_read_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sae", TOPK.values(), ids=TOPK)
 @torch.no_grad()
 def test_ours_read_by_the_library(sae: SparseAutoencoder, tmp_path: Path) -> None:
-    save_sae(sae, tmp_path, "sparsify")
+    save_sae(placed(sae, model="org/model", site="layers.3.attn_z"), tmp_path, "sparsify")
     theirs = SparseCoder.load_from_disk(tmp_path)
     assert_same_codes(sae, *outputs(theirs))
     x = raw_inputs()

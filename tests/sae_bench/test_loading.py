@@ -13,13 +13,14 @@ from safetensors.torch import load, save_file
 
 from architectures import ReLUSAE
 from sae_bench.activations import JumpReLU, RawThreshold
+from sae_bench.decoders import FreeRows
 from sae_bench.errors import InputError
 from sae_bench.files import checksum, read_json, write_atomically, write_json
 from sae_bench.loading import load_sae
-from sae_bench.penalties import L0
+from sae_bench.penalties import L0, L1, RIL1
 from sae_bench.sae import SparseAutoencoder
 from tests.refusals import refused
-from tests.small import small_sae
+from tests.small import small_batch, small_sae
 
 
 @pytest.fixture
@@ -76,6 +77,10 @@ def test_the_folder_is_readable_as_it_is(folder: Path) -> None:
         (
             lambda c: c["slots"]["activation"]["form"].update(start=-1.0),
             ".slots.activation.form: RawThreshold: start must be a number >= 0, got -1.0",
+        ),
+        (
+            lambda c: c["slots"]["activation"]["form"].update(start=1e308),
+            ": SparseAutoencoder cannot be built from its slots (RuntimeError: value cannot be",
         ),
         (lambda c: c["slots"].update(activation={"class": "ReLU"}), "ReLU has no threshold"),
     ],
@@ -202,3 +207,19 @@ def test_the_folder_of_an_arm_says_where_its_sae_is(tmp_path: Path) -> None:
     ReLUSAE(4, 8).save(tmp_path / "arm" / "sae")
     with pytest.raises(InputError, match=r"arm: an arm of a run; its SAE is .*arm/sae$"):
         load_sae(tmp_path / "arm")
+
+
+def test_slots_of_an_earlier_version_that_are_refused_now(tmp_path: Path) -> None:
+    """The line says what to do; done, the SAE is there with the same codes."""
+    sae = small_sae(ReLUSAE, penalty=RIL1(0.1), decoder=FreeRows())
+    sae.eval().save(tmp_path)
+    edit_config(tmp_path, lambda c: c["slots"].update(penalty=L1(0.1).record()))
+    refused(
+        tmp_path,
+        "config.json: ReLUSAE: L1 charges codes",
+        "if an earlier version saved it: penalty, kernel and decoder matter in training only",
+        "put others into its slots",
+    )
+    edit_config(tmp_path, lambda c: c["slots"].update(penalty={"class": "NoPenalty"}))
+    x = small_batch()
+    assert torch.equal(load_sae(tmp_path).encode(x), sae.encode(x))

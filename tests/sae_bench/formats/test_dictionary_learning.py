@@ -85,6 +85,14 @@ def test_unset_thresholds_are_zero(threshold: float, folder: Path) -> None:
     assert sae.activation.k == K  # type: ignore[attr-defined]
 
 
+def test_negative_thresholds_act_as_zero(tmp_path: Path) -> None:
+    """The library rectifies what is above them."""
+    write(tmp_path, "JumpReluAutoEncoder")
+    edit_pt(tmp_path / WEIGHTS, lambda s: s["threshold"].fill_(-0.5))
+    f = (raw_inputs() @ W["W_enc"] + W["b_enc"]).relu()
+    assert_same_codes(load_sae(tmp_path), f, f @ W["W_dec"] + W["b_dec"])
+
+
 def test_what_we_write(tmp_path: Path) -> None:
     sae = placed(SAES["BatchTopKSAE"], model="m", site="layers.3.resid_post")
     save_sae(sae, tmp_path, "dictionary-learning")
@@ -112,7 +120,7 @@ def test_what_we_write(tmp_path: Path) -> None:
         (3, "mlp_out_layer_3", "layers.3.mlp_out"),
         (3, "gpt_neox.layers.3", "gpt_neox.layers.3"),
         (3, None, None),
-        ("3", ["resid_post_layer_3"], None),
+        (None, "resid_post_layer_3", "resid_post_layer_3"),
     ],
 )
 def test_where_it_belongs(layer: Any, name: Any, site: str | None, tmp_path: Path) -> None:
@@ -168,6 +176,10 @@ def test_a_training_checkpoint(folder: Path) -> None:
         (lambda s: s.pop("k"), "'k' is missing or no finite number"),
         (lambda s: s.pop("threshold"), "'threshold' is missing or no finite number"),
         (lambda s: s["threshold"].fill_(torch.inf), "'threshold' is missing or no finite number"),
+        (
+            lambda s: s.update(threshold=torch.tensor(1e300, dtype=torch.float64)),
+            "'threshold' is missing",
+        ),
         (lambda s: s.update(threshold=torch.ones(2)), "'threshold' is missing or no finite"),
         (lambda s: s.update(threshold=torch.tensor(1j)), "'threshold' is missing or no finite"),
         (lambda s: s.update(k=8), "'k' is missing or no finite number"),

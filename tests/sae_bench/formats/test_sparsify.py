@@ -73,7 +73,7 @@ def test_where_it_belongs(name: str, site: str | None, tmp_path: Path) -> None:
         ),
         (
             lambda c: c.update(num_latents=0, expansion_factor=None),
-            ".expansion_factor: says None, but sae.safetensors has 3.0",
+            ".expansion_factor: expected an integer, got None",
         ),
         (lambda c: c.update(num_latents=0), ".expansion_factor: says 32, but"),
         (lambda c: c.update(activation="groupmax"), ".activation: 'groupmax' cannot be read"),
