@@ -87,9 +87,9 @@ def ranked(k: float, tuned: Tuned) -> Mapping[str, Any]:
 
 
 CELLS: Mapping[str, Line] = {
-    "ReLU + L1": Line(ReLUSAE, coded(L1), (0.010, 0.0155, 0.024, 0.039, 0.063, 0.105)),
+    "ReLU + L1": Line(ReLUSAE, coded(L1), (0.0112, 0.0165, 0.026, 0.043, 0.072, 0.125)),
     "ReLU + L0 (input)": Line(
-        ReLUSAE, stepped(L0, True), (1.2e-4, 2.1e-4, 3.8e-4, 7.5e-4, 1.6e-3, 3.3e-3), True
+        ReLUSAE, stepped(L0, True), (1.45e-4, 2.6e-4, 4.6e-4, 9e-4, 1.8e-3, 3.4e-3), True
     ),
     "JumpReLU + L0 (theta)": Line(
         JumpReLUSAE, jumping(L0), (7e-5, 1.4e-4, 2.8e-4, 5.7e-4, 1.2e-3, 2.4e-3), True
@@ -107,10 +107,13 @@ CELLS: Mapping[str, Line] = {
 BRIDGES: Mapping[str, Line] = {
     "ReLU + Tanh": Line(ReLUSAE, coded(Tanh), (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)),
     "Gated": Line(GatedSAE, coded(L1), (0.019, 0.032, 0.053, 0.085, 0.125, 0.19)),
-    "Gated RI-L1": Line(GatedRIL1SAE, coded(RIL1), (0.008, 0.016, 0.03, 0.055, 0.095, 0.17)),
+    "Gated RI-L1": Line(GatedRIL1SAE, coded(RIL1), (0.0115, 0.02, 0.034, 0.056, 0.09, 0.145)),
     "TopK": Line(TopKSAE, ranked, (256, 128, 64, 32, 16, 8)),
     "JumpReLU + quadratic": Line(
-        JumpReLUSAE, jumping(QuadraticFrequency), (3e-5, 8e-5, 1.8e-4, 4e-4, 9e-4, 2e-3), True
+        JumpReLUSAE,
+        jumping(QuadraticFrequency),
+        (2.5e-5, 6.2e-5, 1.5e-4, 3.6e-4, 9e-4, 2.1e-3),
+        True,
     ),
 }
 LINES: Mapping[str, Line] = {**CELLS, **BRIDGES}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ablations import factorial
+from ablations import _controls, factorial
 from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED
 from sae_bench.ablation import Results
 from sae_bench.contrasts import Interval
@@ -67,7 +67,7 @@ def test_tuning_reads_other_documents() -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All lines, 130 latents wide and a few steps long, with two seeds."""
     recipe = STUDY.recipe.replace(tokens=512, batch_size=64, lr_warmup=1, lr_decay=1)
     small = STUDY.replace(
@@ -75,7 +75,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Results:
     )
     out = tmp_path_factory.mktemp("run")
     run(factorial.arms(small), tensor_cache(d_in=16), out=out, device="cpu")
-    return Results.read(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Results:
+    return Results.read(folder)
 
 
 def test_every_line_trains_and_draws(finished: Results) -> None:
@@ -150,3 +155,16 @@ def test_the_published_table_can_be_drawn_and_answered() -> None:
     results = Results.published("factorial", PUBLISHED)
     assert {"fvu_vs_l0", "effects"} <= set(factorial.figures(results))
     assert "JumpReLU for ReLU" in factorial.answer(results.table)
+
+
+def test_controls_are_rows_like_the_others(
+    folder: Path, finished: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_controls, "SWEEP", (4, 2))
+    found = _controls.controls(folder, tensor_cache(d_in=16), lm_tokens=0)
+    assert Counter(found["cell"]) == {"rescaled": 12, "thresholded": 4, "thresholded, rescaled": 4}
+    assert set(finished.table) - {"delta_lm_loss", "loss_recovered"} <= set(found)
+    swept = found[found["cell"] == "thresholded"].groupby("setting")["l0"].mean()
+    assert found["arm"].is_unique
+    assert swept.max() < found["l0"].max()
+    assert _controls.drawn(finished.table, found).axes
