@@ -35,7 +35,7 @@ Controls on the trained ReLU + L1, codes rescaled and thresholds swept after tra
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,14 +64,14 @@ class Factorial(Preset):
         bridge_seeds: seeds of the bridges.
         lines: the cells and bridges that are trained.
         settings: which of a line's six settings.
-        tuned: values to train each line with.
+        tuned: values to train each line with, in the order of `LINES`.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     bridge_seeds: tuple[int, ...] = (0, 1, 2)
     lines: tuple[str, ...] = tuple(LINES)
     settings: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    tuned: Mapping[str, tuple[Tuned, ...]] = field(default_factory=lambda: TUNED)
+    tuned: tuple[tuple[Tuned, ...], ...] = tuple(TUNED.values())
 
 
 TEXT = Excerpts(Documentation(), 1_000)
@@ -97,7 +97,7 @@ PRESETS = {
         seeds=(100,),
         bridge_seeds=(100,),
         settings=(1, 4),
-        tuned=TRIALS,
+        tuned=tuple(TRIALS.values()),
     ),
     "pilot": STUDY.replace(
         data=Data(text=Excerpts(Documentation(), 1_500), lm_tokens=2_048),
@@ -111,11 +111,11 @@ PRESETS = {
 
 def arms(preset: Factorial) -> list[Arm]:
     """Every line over its settings, its tuned values and its seeds."""
-    made = []
+    made, tried = [], dict(zip(LINES, preset.tuned, strict=True))
     for name in preset.lines:
         line = LINES[name]
         seeds = preset.seeds if name in CELLS else preset.bridge_seeds
-        for tuned in preset.tuned[name]:
+        for tuned in tried[name]:
             recipe = preset.recipe.replace(lr=tuned.lr, threshold_lr=tuned.threshold_lr)
             common: dict[str, Any] = {"d_sae": preset.d_sae, "recipe": recipe, "seed": seeds}
             for index in preset.settings:
@@ -298,7 +298,8 @@ def figures(results: Results) -> dict[str, Figure]:
         "frequency_histograms": _histograms(table, results.frequencies),
     }
     if table["cell"].isin(BRIDGES).any():
-        beside = ("ReLU + L1", "JumpReLU + L0 (theta)", *BRIDGES)
+        first, *others = BRIDGES
+        beside = ("ReLU + L1", first, "JumpReLU + L0 (theta)", *others)  # cells keep their colours
         drawn["bridges_fvu_vs_l0"] = _frontiers(table, "fvu", beside)
         drawn["bridges_delta_lm_loss_vs_l0"] = _frontiers(table, "delta_lm_loss", beside)
     if table["seed"].nunique() > 1:
@@ -329,7 +330,8 @@ def _histograms(table: pd.DataFrame, frequencies: pd.DataFrame) -> Figure:
     drawn = plots.figure(6.8, 2.6, 1, 2)
     for l0, axes in zip((32, 128), drawn.axes, strict=True):
         bands.matched_histogram(table, frequencies, axes, by="cell", lines=list(CELLS), l0=l0)
-        axes.legend(fontsize=5.5, loc="upper left")
+        axes.set_ylim(top=30 * axes.get_ylim()[1])
+        axes.legend(fontsize=6, loc="upper left", frameon=False)
     return drawn
 
 
@@ -345,5 +347,11 @@ def _effects(found: pd.DataFrame) -> Figure:
         rows = found[found["outcome"] == name]
         bands.effects(rows, axes, names=SIDES, by="way")
         axes.set_title(title, fontsize=8)
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
+    drawn.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        fontsize=7,
+        frameon=False,
+    )
     return drawn
