@@ -1,8 +1,19 @@
 """The lines of the factorial: six cells and five bridges, their settings and their tuning.
 
-Coefficients are in training units (E||x||^2 = 1). They spread L0 from about 250 to 8, evenly in its
-logarithm, at the scale of the preset `study`; found by runs of single arms at that scale with seed
-99, which is not reported, and log-log interpolation between them.
+Coefficients are in training units (E||x||^2 = 1). They spread L0 from about 240 to 8, evenly in its
+logarithm, at the scale of the preset `study`, by log-log interpolation between single arms of that
+recipe (`train([arm], STUDY.data.cache())`, the default `Tuned()`, seed 99, which is not reported;
+L0 is the mean of the last 40 steps) and, for its shape in between, the pilot of 256k tokens in
+batches of 256 (`results/tables/factorial.csv`; in `quickstart.csv` for Gated):
+
+    ReLU + L1              1.1e-2: 245   1e-1: 10.7
+    ReLU + L0 (input)      1.4e-4: 249   2.5e-3: 12.0
+    JumpReLU + L0 (theta)  1e-4: 185     2.5e-3: 8.8     (input: from the pilot alone)
+    JumpReLU + L1 (theta)  6e-3: 225     (input) 9e-3: 196
+    ReLU + Tanh            1.2e-4: 338   4e-4: 89   2e-3: 15.7
+    Gated                  2.2e-2: 206   0.2: 7.6
+    Gated RI-L1            5e-2: 37      0.2: 4.8        (its dense end is extrapolated)
+    JumpReLU + quadratic   3e-4: 37      1e-3: 15.2   3e-3: 6.1   (likewise)
 """
 
 from collections.abc import Callable, Mapping
@@ -105,14 +116,14 @@ CELLS: Mapping[str, Line] = {
     ),
 }
 BRIDGES: Mapping[str, Line] = {
-    "ReLU + Tanh": Line(ReLUSAE, coded(Tanh), (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)),
+    "ReLU + Tanh": Line(ReLUSAE, coded(Tanh), (1.63e-4, 3.05e-4, 5.4e-4, 1.03e-3, 2e-3, 3.7e-3)),
     "Gated": Line(GatedSAE, coded(L1), (0.019, 0.032, 0.053, 0.085, 0.125, 0.19)),
     "Gated RI-L1": Line(GatedRIL1SAE, coded(RIL1), (0.0115, 0.02, 0.034, 0.056, 0.09, 0.145)),
     "TopK": Line(TopKSAE, ranked, (256, 128, 64, 32, 16, 8)),
     "JumpReLU + quadratic": Line(
         JumpReLUSAE,
         jumping(QuadraticFrequency),
-        (2.5e-5, 6.2e-5, 1.5e-4, 3.6e-4, 9e-4, 2.1e-3),
+        (3.4e-5, 7.3e-5, 1.6e-4, 3.6e-4, 9e-4, 2.1e-3),
         True,
     ),
 }
