@@ -104,6 +104,15 @@ def _ranks(first, last, column, count, out):
 
 
 @loop
+def _thin(first, last, column, value, theta, high, most, count, kept):
+    for e in range(first, last):
+        i, kept[e] = column[e], True
+        if value[e] <= high[i]:
+            kept[e] = count[i] < most or value[e] > theta[i]
+            count[i] += 1
+
+
+@loop
 def _weighted_rows(first, last, starts, column, value, order, rows, scale, base, out):
     width, longest = rows.shape[1], 0
     for i in range(first, last):
@@ -212,6 +221,16 @@ def ranks(column: Array, width: int) -> tuple[Array, Array]:
     out, count = np.empty(len(column), np.int64), np.zeros(width, np.int64)
     _ranks(0, len(column), column, count, out)
     return out, count
+
+
+def thin(
+    column: Array, value: Array, theta: Array, high: Array, most: int, width: int
+) -> tuple[Array, Array]:
+    """Which entries are left if of those up to `high` each column keeps the first `most`, and all
+    above `theta`; and how many up to `high` each had."""
+    kept, count = np.empty(len(column), np.bool_), np.zeros(width, np.int64)
+    _thin(0, len(column), column, value, theta, high, most, count, kept)
+    return kept, count
 
 
 def weighted_rows(

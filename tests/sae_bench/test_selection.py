@@ -14,7 +14,7 @@ def deferred(pre: Tensor, most: float = 1.0) -> Deferred:
     width = pre.shape[1]
     zeros = torch.zeros(width, dtype=pre.dtype)
     return Deferred(
-        Projection(pre, torch.eye(width, dtype=pre.dtype), zeros, zeros, Reach(0.0, most))
+        Projection(pre, torch.eye(width, dtype=pre.dtype), zeros, zeros, Reach(0.0, None, most))
     )
 
 
