@@ -10,8 +10,8 @@ from numpy import ndarray as Array
 
 from sae_bench.parallel import by_entries, evenly, loop, share
 
-GROUP = 16
-"""Neighbours of which the largest stands for all in the first pass of `_largest`."""
+GROUPS = (16, 8, 4, 2)
+"""How many neighbours the largest of them may stand for in the first pass of `_largest`."""
 
 
 @loop
@@ -202,7 +202,7 @@ def above(product: Array, bias: Array, bound: Array) -> tuple[Array, Array, Arra
 def largest(product: Array, bias: Array, k: int) -> tuple[Array, Array, Array]:
     """The k largest of each row of `product + bias`, by column: of equal ones the first."""
     rows, width = product.shape
-    group = GROUP if width // GROUP >= 2 * k else 1
+    group = next((g for g in GROUPS if width // g >= 2 * k), 1)
     column, value = np.empty(rows * k, np.int32), np.empty(rows * k, product.dtype)
     share(_largest, evenly(rows), rows * width, product, bias, k, group, column, value)
     return np.arange(0, (rows + 1) * k, k), column, value
