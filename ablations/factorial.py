@@ -7,97 +7,351 @@ input throughout (ReLU has no theta, so its L0 penalty must reach the pre-activa
     JumpReLU + L1 (theta), JumpReLU + L1 (input).
 
 For an isolated latent dE/dtheta >= 0 under L1: thresholds fall to 0 and JumpReLU + L1 collapses
-into ReLU + L1. That is a consequence of the loss, not an interaction. Only a pilot exists so far:
-it shows that every cell trains.
+into ReLU + L1. That is a consequence of the loss, not an interaction; the columns `theta_over_eps`
+and `theta_at_0` say how far it went. Bridges: ReLU + tanh (a penalty between L1 and L0), Gated,
+Gated RI-L1, TopK, JumpReLU + quadratic frequency.
+
+Stated before the run:
+- Places of comparison: L0 = 16, 32, 64, 128 (`PLACES`), those that lie inside the range of every
+  seed of all four cells; monotone interpolation in log L0, no extrapolation. Firing frequencies are
+  also compared at equal delta LM loss, at 5 places spread evenly (in logs) over the common range.
+- Outcomes: log FVU, log delta LM loss, `above_10pct`, `above_1pct`, `l0_share_above_10pct`.
+- An effect is called one if the 95% t-interval over paired seeds of its mean over the places
+  excludes 0. Six main effects decide the sentence; intervals are not corrected for their number.
+- Fairness: every line, cell or bridge, gets the same number of tuning trials (`TRIALS`: learning
+  rate; and with it, where there is a window, the thresholds' learning rate and start and eps), at
+  half the tokens, two settings each, on one seed and on documents that are not reported: preset
+  `tuning`, `sae-bench run factorial --preset tuning --out results/runs/factorial-tuning`. The trial
+  of the lowest FVU at L0 = 40 (log-log between the two settings) is the line's in `TUNED`.
+
+Scale of `study`: SmolLM2-135M after layer 9, 215k cached tokens of 875 documents (their first 1,000
+characters), 33k held-out tokens of 131 others, 400k training tokens (about 2 passes), 1,152
+latents, 6 settings, 5 paired seeds of each cell and 3 of each bridge: 270 arms. On one core a step
+takes 18 to 45 ms (few latents on, or many), an arm 14 to 36 s of training, 1.5 s of reconstruction
+metrics and 12 s of 4,096 tokens of language model: 2.6 core-hours, 85 minutes on two cores.
+
+Controls on the trained ReLU + L1, codes rescaled and thresholds swept after training, are made by
+`python -m ablations._controls results/runs/factorial`.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from architectures import JumpReLUSAE, ReLUSAE
-from sae_bench import plots
+from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, Tuned
+from sae_bench import bands, plots
 from sae_bench.ablation import Data, Preset, Results
-from sae_bench.activations import JumpReLU, LogThreshold
 from sae_bench.arm import Arm, grid
-from sae_bench.estimators import BatchKDE
-from sae_bench.kernels import Kernel, Rectangle
-from sae_bench.penalties import L0, L1
+from sae_bench.contrasts import Interval, Outcome, Square, compare, interpolate
 from sae_bench.recipe import Recipe
-from sae_bench.text import Documentation, Excerpts
+from sae_bench.text import After, Documentation, Excerpts
+
+PLACES = (16, 32, 64, 128)
+"""Values of L0 at which cells are compared."""
+AT = tuple(float(x) for x in np.log(PLACES))
 
 
 @dataclass(frozen=True)
 class Factorial(Preset):
-    """A preset with the settings of the cells.
+    """A preset with the settings of the lines.
 
     Args:
-        l1, l0: coefficients of the two penalties.
-        threshold: start of the thresholds.
-        kernel: window around them.
-        seeds: seeds of every cell, paired.
+        seeds: seeds of the cells, paired.
+        bridge_seeds: seeds of the bridges.
+        lines: the cells and bridges that are trained.
+        settings: which of a line's six settings.
+        tuned: values to train each line with, in the order of `LINES`.
     """
 
-    l1: tuple[float, ...] = (2e-2, 4e-2, 8e-2)
-    l0: tuple[float, ...] = (1e-4, 4e-4, 1.5e-3)
-    threshold: LogThreshold = LogThreshold(0.04)
-    kernel: Kernel = Rectangle(0.02)
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    bridge_seeds: tuple[int, ...] = (0, 1, 2)
+    lines: tuple[str, ...] = tuple(LINES)
+    settings: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    tuned: tuple[tuple[Tuned, ...], ...] = tuple(TUNED.values())
 
 
+TEXT = Excerpts(Documentation(), 1_000)
+RECIPE = Recipe(
+    tokens=400_000,
+    batch_size=512,
+    betas=(0.9, 0.999),
+    lr_warmup=40,
+    lr_decay=160,
+    penalty_warmup=200,
+    centre=True,
+)
+STUDY = Factorial(
+    data=Data(text=TEXT, tokens=200_000, held_out_tokens=32_768, lm_tokens=4_096),
+    d_sae=1152,
+    recipe=RECIPE,
+)
 PRESETS = {
-    "pilot": Factorial(
+    "study": STUDY,
+    "tuning": STUDY.replace(
+        data=Data(text=After(TEXT, 3_000), tokens=65_536, lm_tokens=0),
+        recipe=RECIPE.shortened(0.5),
+        seeds=(100,),
+        bridge_seeds=(100,),
+        settings=(1, 4),
+        tuned=tuple(TRIALS.values()),
+    ),
+    "pilot": STUDY.replace(
         data=Data(text=Excerpts(Documentation(), 1_500), lm_tokens=2_048),
-        d_sae=1152,
-        recipe=Recipe(
-            tokens=256_000,
-            batch_size=256,
-            lr=4e-3,
-            threshold_lr=1e-1,
-            betas=(0.9, 0.999),
-            lr_warmup=40,
-            lr_decay=200,
-            penalty_warmup=200,
-            centre=True,
-        ),
+        recipe=RECIPE.replace(tokens=256_000, batch_size=256, lr_decay=200),
+        seeds=(0, 1),
+        lines=tuple(CELLS),
+        settings=(1, 3, 5),
     ),
 }
 
 
 def arms(preset: Factorial) -> list[Arm]:
-    """Six cells, each over its coefficients and seeds."""
-    theta, both = BatchKDE(preset.kernel), BatchKDE(preset.kernel, to_input=True)
-    common: dict[str, Any] = {"d_sae": preset.d_sae, "recipe": preset.recipe, "seed": preset.seeds}
-    jump = {**common, "activation": JumpReLU(preset.threshold)}
-    l1, l0 = [L1(c) for c in preset.l1], [L0(c) for c in preset.l0]
-    return [
-        *grid(ReLUSAE, penalty=l1, **common),
-        *grid(ReLUSAE, penalty=l0, kernel=both, **common),
-        *grid(JumpReLUSAE, penalty=l0, kernel=[theta, both], **jump),
-        *grid(JumpReLUSAE, penalty=l1, kernel=[theta, both], **jump),
-    ]
+    """Every line over its settings, its tuned values and its seeds."""
+    made, tried = [], dict(zip(LINES, preset.tuned, strict=True))
+    for name in preset.lines:
+        line = LINES[name]
+        seeds = preset.seeds if name in CELLS else preset.bridge_seeds
+        for tuned in tried[name]:
+            recipe = preset.recipe.replace(lr=tuned.lr, threshold_lr=tuned.threshold_lr)
+            common: dict[str, Any] = {"d_sae": preset.d_sae, "recipe": recipe, "seed": seeds}
+            for index in preset.settings:
+                slots = line.slots(line.settings[index], tuned)
+                made += grid(line.architecture, **common, **slots)
+    return made
+
+
+NAMED = {
+    "TopK + NoPenalty": "TopK",
+    "Gated + L1": "Gated",
+    "GatedRIL1 + RIL1": "Gated RI-L1",
+    "JumpReLU + QuadraticFrequency (theta)": "JumpReLU + quadratic",
+}
 
 
 def cell(table: pd.DataFrame) -> pd.Series:
-    """The name of each row's cell."""
-    to_input = table["kernel"].str.contains("to_input=True").fillna(False)
+    """The name of each row's line."""
+    to_input = table["kernel"].str.contains("to_input=True", na=False)
     path = to_input.map({True: " (input)", False: " (theta)"})
-    trained = table["kernel"].fillna("") != ""
-    return table["architecture"] + " + " + table["penalty"] + path.where(trained, "")
+    windowed = table["kernel"].fillna("") != ""
+    penalty = table["penalty"].str.replace(r"\(.*\)", "", regex=True)
+    return (table["architecture"] + " + " + penalty + path.where(windowed, "")).replace(NAMED)
 
 
-def figures(results: Results) -> dict[str, Figure]:
-    """FVU against L0, one line a cell."""
-    drawn = plots.figure(5.0, 3.2)
-    table = results.table.assign(cell=cell(results.table))
-    axes = plots.frontier(table, drawn.axes[0], by="cell")
-    plots.legend(drawn, axes)
-    return {"fvu_vs_l0": drawn}
+def prepared(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that were measured, with their lines and logarithms; NaN where there is none."""
+    table = table.dropna(subset=["l0", "seed"])
+    table = table[table["l0"] > 0]
+    logs = {f"log_{name}": table[name] for name in ("l0", "fvu", "delta_lm_loss")}
+    logs = {name: np.log(value.where(value > 0)) for name, value in logs.items()}
+    return table.assign(cell=cell(table), **logs)
+
+
+WAYS = {
+    f"gradients {path}": Square(
+        "ReLU + L1", f"JumpReLU + L1 ({short})", "ReLU + L0 (input)", f"JumpReLU + L0 ({short})"
+    )
+    for path, short in (("to theta only", "theta"), ("straight-through to the input", "input"))
+}
+"""The two 2x2s: A is the activation, B the penalty. ReLU + L0 has one way only and is in both."""
+
+
+FVU = Outcome("log_fvu", "log_l0", "FVU at matched L0", AT)
+LOSS = Outcome("log_delta_lm_loss", "log_l0", "delta LM loss at matched L0", AT)
+SHARES = {
+    "l0_share_above_10pct": "share of L0 above 10%",
+    "above_10pct": "latents above 10%",
+    "above_1pct": "latents above 1%",
+}
+FREQUENT = tuple(
+    Outcome(y, x, f"{name} at matched {axis}", at)
+    for y, name in SHARES.items()
+    for x, axis, at in (("log_l0", "L0", AT), ("log_delta_lm_loss", "delta LM loss", ()))
+)
+
+
+OUTCOMES = (FVU, LOSS, *FREQUENT)
+DECISIVE = (FVU, LOSS, FREQUENT[0])
+
+
+def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
+    """Every contrast of every outcome in both 2x2s; see `contrasts.compare`.
+
+    Args:
+        table: what `prepared` gives.
+    """
+    return compare(table, WAYS, OUTCOMES, "cell")
+
+
+GAIN = {(True, True): "both", (True, False): "the activation", (False, True): "the penalty"}
+
+
+def verdict(activation: Interval, penalty: Interval, sign: int) -> str:
+    """Which of the two has an effect of that sign."""
+    a, b = (each.excludes_zero and each.mean * sign > 0 for each in (activation, penalty))
+    return GAIN.get((a, b), "neither")
+
+
+def _sentence(outcome: Outcome, found: Mapping[str, Interval], places: int) -> str:
+    frequent = outcome in FREQUENT
+    say = Interval.points if frequent else Interval.percent
+    if not places:
+        return f"  {outcome.name}: the cells have no common range, so no answer."
+    from_what = verdict(found["A"], found["B"], 1 if frequent else -1)
+    text = (
+        f"  {outcome.name}, {places} places: {'more' if frequent else 'less'} because of "
+        f"{from_what}. JumpReLU for ReLU {say(found['A'])}, L0 for L1 {say(found['B'])}, "
+        f"interaction {say(found['interaction'])}, together {say(found['together'])}."
+    )
+    if found["interaction"].excludes_zero:  # main effects then hide what happens in either row
+        text += (
+            f" One by one: JumpReLU for ReLU {say(found['A without B'])} under L1, "
+            f"{say(found['A with B'])} under L0; L0 for L1 {say(found['B without A'])} with ReLU, "
+            f"{say(found['B with A'])} with JumpReLU."
+        )
+    return text
+
+
+def _collapse(table: pd.DataFrame) -> str:
+    if "theta_over_eps" not in table:
+        return "  theta/eps was not measured in this table."
+    rows = table.dropna(subset=["theta_over_eps"]).groupby("cell")[["theta_over_eps", "theta_at_0"]]
+    return "\n".join(
+        f"  {name}: median theta/eps {row['theta_over_eps']:.3g}, "
+        f"{row['theta_at_0']:.0%} of the thresholds at 0"
+        for name, row in rows.mean().iterrows()
+    )
+
+
+def trials(table: pd.DataFrame, l0: float = 40.0) -> pd.DataFrame:
+    """FVU of each tuning trial at L0 = `l0`, log-log between its settings; best trial first."""
+    keys = ["cell", "lr", "threshold_lr", "activation", "kernel"]
+    rows = table.fillna({"kernel": ""})
+    rows = rows.assign(activation=rows["activation"].str.replace(r"TopK.*", "TopK", regex=True))
+    found = [
+        dict(zip(keys, key, strict=True))
+        | {
+            "fvu": float(
+                np.exp(
+                    interpolate(
+                        part["log_l0"].to_numpy(), part["log_fvu"].to_numpy(), np.log([l0])
+                    )[0]
+                )
+            )
+        }
+        for key, part in rows.groupby(keys, sort=False)
+    ]
+    order = {name: index for index, name in enumerate(LINES)}
+    by_line = pd.DataFrame(found).sort_values("fvu")
+    return by_line.sort_values("cell", key=lambda names: names.map(order), kind="stable")
 
 
 def answer(table: pd.DataFrame) -> str:
-    """Means over seeds of each cell and coefficient; a pilot does not conclude."""
-    means = table.assign(cell=cell(table)).groupby(["cell", "coefficient"])
-    return means[["l0", "fvu", "delta_lm_loss", "l0_share_above_10pct"]].mean().to_string()
+    """The verdict with its numbers for both 2x2s, and what would change it. Tables of one seed are
+    tuning: the trials of each line."""
+    table = prepared(table)
+    if table["seed"].nunique() < 2:
+        return trials(table).to_string(index=False)
+    found = measured_effects(table)
+    seeds = table[table["cell"].isin(CELLS)]["seed"].nunique()
+    said = [
+        "Is the gain due to the activation, the penalty, both, or neither? Means over places of "
+        f"the differences of {seeds} paired seeds, with 95% t-intervals over seeds."
+    ]
+    calls: list[tuple[float, str]] = []
+    for (way, name), rows in found.groupby(["way", "outcome"], sort=False):
+        outcome = next(each for each in OUTCOMES if each.name == name)
+        intervals = {r.contrast: Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}
+        said += [f"{way}:"] if outcome == FVU else []
+        said.append(_sentence(outcome, intervals, int(rows["places"].iloc[0])))
+        if outcome in DECISIVE:
+            calls += [
+                (each.margin / each.half_width, f"{SIDES[side]}, {name}, {way}")
+                for side, each in intervals.items()
+                if side in ("A", "B") and each.half_width > 0
+            ]
+    said += ["JumpReLU's thresholds, means over arms (under L1 they fall):", _collapse(table)]
+    if calls:
+        margin, which = min(calls)
+        said.append(
+            f"What would change it: the closest call is {which}, which changes sides if its mean "
+            f"moves by {margin:.2f} half-widths of its interval. Intervals hold the spread over "
+            "seeds; other widths, models, texts and longer training are outside them, and the "
+            "table's intervals over documents are evaluation noise, common to all arms."
+        )
+    return "\n".join(said)
+
+
+SIDES = {"A": "JumpReLU for ReLU", "B": "L0 for L1", "interaction": "interaction"}
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Frontiers with bands over seeds (cells, then bridges), the 2x2s, firing frequencies."""
+    table = prepared(results.table)
+    drawn = {
+        "fvu_vs_l0": _frontiers(table, "fvu", CELLS),
+        "delta_lm_loss_vs_l0": _frontiers(table, "delta_lm_loss", CELLS),
+        "high_frequency": _frequent(table),
+        "frequency_histograms": _histograms(table, results.frequencies),
+    }
+    if table["cell"].isin(BRIDGES).any():
+        first, *others = BRIDGES
+        beside = ("ReLU + L1", first, "JumpReLU + L0 (theta)", *others)  # cells keep their colours
+        drawn["bridges_fvu_vs_l0"] = _frontiers(table, "fvu", beside)
+        drawn["bridges_delta_lm_loss_vs_l0"] = _frontiers(table, "delta_lm_loss", beside)
+    if table["seed"].nunique() > 1:
+        drawn["effects"] = _effects(measured_effects(table))
+    return drawn
+
+
+def _frontiers(table: pd.DataFrame, y: str, lines: Iterable[str]) -> Figure:
+    drawn = plots.figure(4.6, 2.8)
+    (axes,) = drawn.axes
+    bands.bands(table, axes, x="l0", y=y, by="cell", lines=list(lines))
+    bands.logarithmic(axes)
+    bands.label_ends(axes)
+    return drawn
+
+
+def _frequent(table: pd.DataFrame) -> Figure:
+    drawn = plots.figure(6.8, 2.6, 1, 2)
+    for x, axes in zip(("l0", "delta_lm_loss"), drawn.axes, strict=True):
+        bands.bands(table, axes, x=x, y="l0_share_above_10pct", by="cell", lines=list(CELLS))
+    drawn.axes[1].invert_xaxis()
+    drawn.axes[1].set_ylabel("")
+    bands.label_ends(drawn.axes[1])
+    return drawn
+
+
+def _histograms(table: pd.DataFrame, frequencies: pd.DataFrame) -> Figure:
+    drawn = plots.figure(6.8, 2.6, 1, 2)
+    for l0, axes in zip((32, 128), drawn.axes, strict=True):
+        bands.matched_histogram(table, frequencies, axes, by="cell", lines=list(CELLS), l0=l0)
+        axes.set_ylim(top=30 * axes.get_ylim()[1])
+        axes.legend(fontsize=6, loc="upper left", frameon=False)
+    return drawn
+
+
+def _effects(found: pd.DataFrame) -> Figure:
+    shown = {
+        FVU.name: "log FVU at matched L0",
+        LOSS.name: "log delta LM loss at matched L0",
+        FREQUENT[0].name: "share of L0 above 10%, matched L0",
+        FREQUENT[1].name: "the same, matched delta LM loss",
+    }
+    drawn = plots.figure(6.8, 3.6, 2, 2)
+    for (name, title), axes in zip(shown.items(), drawn.axes, strict=True):
+        rows = found[found["outcome"] == name]
+        bands.effects(rows, axes, names=SIDES, by="way")
+        axes.set_title(title, fontsize=8)
+    drawn.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        fontsize=7,
+        frameon=False,
+    )
+    return drawn

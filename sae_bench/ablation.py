@@ -176,9 +176,10 @@ class Ablation:
 
 
 def names() -> list[str]:
-    """The built-in ablations."""
+    """The built-in ablations: the modules of the package but for parts of theirs, `_parts`."""
     package = importlib.import_module("ablations")
-    return sorted(module.name for module in iter_modules(package.__path__))
+    found = (module.name for module in iter_modules(package.__path__))
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def load(spec: str) -> Ablation:

@@ -46,6 +46,12 @@ class Estimator(Component):
         that `estimate` need not be called."""
         return False
 
+    @property
+    def most_samples(self) -> int | None:
+        """Samples of a latent and step beyond which it takes no more: the first ones stand for all
+        (`Samples.weight`). None: it takes all."""
+        return None
+
     def init(self, d_sae: int) -> dict[str, Tensor]:
         """The state before the first step."""
         return {}

@@ -1,7 +1,8 @@
-"""The beginnings of documents: more documents in as many tokens."""
+"""Parts of a text: the beginnings of its documents, or the documents after the first ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from sae_bench.components import digest
 from sae_bench.documents import Document, Text
@@ -34,3 +35,28 @@ class Excerpts(Text):
     def fingerprint(self) -> str:
         """Of the text and the length."""
         return digest([self.text.fingerprint(), self.characters], 32)
+
+
+@dataclass(frozen=True)
+class After(Text):
+    """The documents of another text after its first `skipped`: for tuning on documents that are
+    not reported.
+
+    Raises:
+        InputError: skipped is negative.
+    """
+
+    text: Text
+    skipped: int = 3_000
+
+    def __post_init__(self) -> None:
+        if self.skipped < 0:
+            raise InputError(f"After: skipped must not be negative, got {self.skipped}")
+
+    def read(self) -> Iterator[Document]:
+        """All but the first documents."""
+        yield from islice(self.text.read(), self.skipped, None)
+
+    def fingerprint(self) -> str:
+        """Of the text and the number."""
+        return digest([self.text.fingerprint(), "after", self.skipped], 32)

@@ -27,10 +27,17 @@ class NeedsDense(Exception):
 
 @dataclass(frozen=True)
 class Reach:
-    """Which entries a step needs: those less than `margin` below their threshold, in units of the
-    pre-activations, and of all entries no more than the share `most`."""
+    """Which entries a step needs.
+
+    Args:
+        margin: those less than this below their threshold, in units of the pre-activations.
+        samples: of those within the margin on both sides, below the threshold only the first so
+            many of each latent; None: all.
+        most: share of all entries up to which there may be.
+    """
 
     margin: float | Float[Tensor, " d_sae"]
+    samples: int | None
     most: float
 
 

@@ -78,8 +78,24 @@ class Meter:
             "above_1pct": float((frequency > 0.01).mean()),
             "above_10pct": float((frequency > 0.1).mean()),
             "l0_share_above_10pct": frequent / mean_l0 if mean_l0 else float("nan"),
+            **_collapse(self._sae),
             "frequency": frequency.astype(np.float32),
         }
+
+
+NOTHING = 0.01
+"""Share of the window's width below which a threshold counts as 0."""
+
+
+def _collapse(sae: SparseAutoencoder) -> dict[str, float]:
+    """How far trained thresholds have fallen towards 0, where they have an effect no more."""
+    if not sae.activation.trains_threshold or sae.threshold is None:
+        return {"theta_over_eps": float("nan"), "theta_at_0": float("nan")}
+    relative = (sae.threshold / sae.kernel.kernel.bandwidth).double()
+    return {
+        "theta_over_eps": float(relative.median()),
+        "theta_at_0": float((relative < NOTHING).double().mean()),
+    }
 
 
 @torch.no_grad()
@@ -97,7 +113,9 @@ def measure(
     whose documents are unknown). gamma: relative reconstruction bias
     E||x_hat||^2 / E[x_hat . x] (arXiv 2404.16014). dead: share of latents that never fired in
     `tokens` tokens. above_1pct, above_10pct: share of latents that fire on more than that share of
-    tokens. l0_share_above_10pct: share of L0 carried by the latter. frequency: (d_sae,) share of
+    tokens. l0_share_above_10pct: share of L0 carried by the latter. theta_over_eps: median over
+    latents of a trained threshold in units of the window's width, theta_at_0: share of latents
+    where that is below 0.01 (NaN without trained thresholds). frequency: (d_sae,) share of
     tokens on which each latent fires.
     """
     moments = Moments.of(cache, chunk)

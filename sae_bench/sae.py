@@ -270,7 +270,8 @@ class SparseAutoencoder(Slotted, WithThresholds):
         """
         looks_below = self.activation.trains_threshold or self.kernel.to_input
         margin = self.kernel.reach(self.estimator_state) if looks_below else 0.0
-        self._reach = Reach(margin, most)
+        samples = None if self.kernel.to_input else self.kernel.most_samples
+        self._reach = Reach(margin, samples, most)
         try:
             yield
         finally:

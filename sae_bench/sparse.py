@@ -94,17 +94,26 @@ class Deferred(_Matrix):
             entries = each(entries, support)
         return entries
 
-    def above(self, bound: Tensor | float, margin: bool = False) -> Support:
-        """The support of what is above `bound`, one a latent or one for all, or with `margin` of
-        what is less than the reach's below it."""
+    def above(self, bound: Tensor | float) -> Support:
+        """The support of what is above `bound`, one a latent or one for all."""
         low = torch.as_tensor(bound, dtype=self.dtype).detach()
         if self.maps or low.shape not in (torch.Size(), self.shape[1:]):
             raise NeedsDense("a comparison of rescaled pre-activations, or with a matrix")
-        if margin:
-            low = low - self.projection.reach.margin
         if self.shift is not None:
             low = low - torch.as_tensor(self.shift).detach()
         return self.projection.above(low.expand(self.shape[1]).contiguous())
+
+    def around(self, theta: Tensor) -> Support:
+        """The support of what is above `theta`, and of what the reach wants below it."""
+        reach = self.projection.reach
+        support = self.above(theta - reach.margin)
+        if reach.samples is None:
+            return support
+        theta = theta.detach().expand(self.shape[1])
+        known = self.projection.at(support).detach()
+        values = self.at(support).detach()
+        support, kept = support.thinned(values, theta, theta + reach.margin, reach.samples)
+        return self.projection.keep(support, known[kept])
 
     def on_add(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         other = args[1] if args[0] is self else args[0]

@@ -10,8 +10,8 @@ from numpy import ndarray as Array
 
 from sae_bench.parallel import by_entries, evenly, loop, share
 
-GROUP = 16
-"""Neighbours of which the largest stands for all in the first pass of `_largest`."""
+GROUPS = (16, 8, 4, 2)
+"""How many neighbours the largest of them may stand for in the first pass of `_largest`."""
 
 
 @loop
@@ -104,6 +104,15 @@ def _ranks(first, last, column, count, out):
 
 
 @loop
+def _thin(first, last, column, value, theta, high, most, count, kept):
+    for e in range(first, last):
+        i, kept[e] = column[e], True
+        if value[e] <= high[i]:
+            kept[e] = count[i] < most or value[e] > theta[i]
+            count[i] += 1
+
+
+@loop
 def _weighted_rows(first, last, starts, column, value, order, rows, scale, base, out):
     width, longest = rows.shape[1], 0
     for i in range(first, last):
@@ -193,7 +202,7 @@ def above(product: Array, bias: Array, bound: Array) -> tuple[Array, Array, Arra
 def largest(product: Array, bias: Array, k: int) -> tuple[Array, Array, Array]:
     """The k largest of each row of `product + bias`, by column: of equal ones the first."""
     rows, width = product.shape
-    group = GROUP if width // GROUP >= 2 * k else 1
+    group = next((g for g in GROUPS if width // g >= 2 * k), 1)
     column, value = np.empty(rows * k, np.int32), np.empty(rows * k, product.dtype)
     share(_largest, evenly(rows), rows * width, product, bias, k, group, column, value)
     return np.arange(0, (rows + 1) * k, k), column, value
@@ -212,6 +221,16 @@ def ranks(column: Array, width: int) -> tuple[Array, Array]:
     out, count = np.empty(len(column), np.int64), np.zeros(width, np.int64)
     _ranks(0, len(column), column, count, out)
     return out, count
+
+
+def thin(
+    column: Array, value: Array, theta: Array, high: Array, most: int, width: int
+) -> tuple[Array, Array]:
+    """Which entries are left if of those up to `high` each column keeps the first `most`, and all
+    above `theta`; and how many up to `high` each had."""
+    kept, count = np.empty(len(column), np.bool_), np.zeros(width, np.int64)
+    _thin(0, len(column), column, value, theta, high, most, count, kept)
+    return kept, count
 
 
 def weighted_rows(

@@ -1,6 +1,6 @@
 """Where the latents of a batch fired: the places that codes, steps and gradients share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,11 +16,13 @@ class Support:
     """Entries of a matrix of `tokens` rows and `width` columns, row by row and ascending in each.
 
     starts: where each row's entries begin, and the end of the last. column: the latent of each.
+    near: how many entries near its threshold each latent had before some were left out.
     """
 
     starts: np.ndarray
     column: np.ndarray
     width: int
+    near: Int[Tensor, " width"] | None = None
 
     @property
     def rows(self) -> int:
@@ -62,6 +64,20 @@ class Support:
         before = np.concatenate((np.zeros(1, np.int64), np.cumsum(mask)))
         column = self.column[mask] - np.int32(first)
         return Support(before[self.starts], column, self.width if width is None else width)
+
+    def thinned(
+        self,
+        value: Float[Tensor, " entries"],
+        theta: Float[Tensor, " width"],
+        high: Float[Tensor, " width"],
+        most: int,
+    ) -> tuple["Support", Bool[Tensor, " entries"]]:
+        """All entries above `theta`, and of those up to `high` the first `most` of each latent."""
+        found, count = kernels.thin(
+            self.column, _array(value), _array(theta), _array(high), most, self.width
+        )
+        kept = torch.from_numpy(found)
+        return replace(self.narrowed(kept), near=torch.from_numpy(count)), kept
 
     def times(
         self,

@@ -71,6 +71,6 @@ def jump(
     """
     if not isinstance(pre, Deferred):
         return _Jump.apply(pre, theta, estimator)
-    support = pre.above(theta, margin=True)
+    support = pre.around(theta)
     f, step = _Jump.apply(pre.at(support), gathered(theta, support), estimator)
     return Sparse(support, f), Sparse(support, step)

@@ -9,11 +9,12 @@ from huggingface_hub.utils import validate_repo_id
 from sae_bench.documentation import Documentation
 from sae_bench.documents import Document, Text, is_held_out
 from sae_bench.errors import InputError
-from sae_bench.excerpts import Excerpts
+from sae_bench.excerpts import After, Excerpts
 from sae_bench.hub_text import OFFLINE, HubText
 from sae_bench.local_text import READERS, LocalText
 
 __all__ = [
+    "After",
     "Document",
     "Documentation",
     "Excerpts",

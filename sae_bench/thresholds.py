@@ -13,8 +13,9 @@ from sae_bench.errors import InputError
 from sae_bench.estimator import Estimator
 from sae_bench.loss import Loss
 from sae_bench.penalties import Penalty
+from sae_bench.ranks import ranks
 from sae_bench.samples import Batch, Present, Samples
-from sae_bench.sparse import within
+from sae_bench.sparse import Sparse, within
 
 ESTIMATOR = "estimator_"
 """Prefix of the buffers that hold the estimator's state; a saved SAE leaves them out."""
@@ -145,6 +146,16 @@ class WithThresholds(nn.Module):
         low, high = present.theta - reach, present.theta + reach
         latent, columns = within(low, high, *latents, latents.f.grad, step_slope)
         pre, f, step, grad, step_slope = columns
+        weight = torch.ones_like(pre)
+        if (most := self.kernel.most_samples) is not None:
+            rank, count = ranks(latent, self.d_sae)
+            first = (rank < most).nonzero()[:, 0]
+            latent, pre, f, step, grad, step_slope = (
+                each[first] for each in (latent, pre, f, step, grad, step_slope)
+            )
+            near = latents.f.support.near if isinstance(latents.f, Sparse) else None
+            count = count if near is None else near
+            weight = (count / most).clamp(min=1)[latent].to(pre.dtype)
         slope = present.penalty.slope(f, present.norms[latent])
         pull = len(latents.f) * grad - present.scale * slope
         return Samples(
@@ -152,7 +163,7 @@ class WithThresholds(nn.Module):
             pre=pre,
             projection=f * present.curvature[latent] - pull / 2,
             step_slope=step_slope - step * self.penalty.step_curvature,
-            weight=torch.ones_like(pre),
+            weight=weight,
         )
 
     @property

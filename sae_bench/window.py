@@ -42,6 +42,11 @@ class WindowKDE(Remembering):
                 f"got {self.slots} and {self.guard}"
             )
 
+    @property
+    def most_samples(self) -> int:
+        """The slots."""
+        return self.slots
+
     def init(self, d_sae: int) -> dict[str, Tensor]:
         """Empty slots (weight 0)."""
         rings = {name: torch.zeros(self.steps, self.slots, d_sae) for name in FIELDS}

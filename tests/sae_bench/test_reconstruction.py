@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from architectures import JumpReLUSAE
 from sae_bench import reconstruction
+from sae_bench.activations import JumpReLU, RawThreshold
+from sae_bench.kernels import Rectangle
+from sae_bench.penalties import L1
 from sae_bench.reconstruction import Moments, measure
 from sae_bench.sae import SparseAutoencoder
 from tests.grids import (
@@ -53,7 +57,8 @@ def slow(sae: SparseAutoencoder) -> dict[str, float | np.ndarray]:
 def test_every_metric(sae: SparseAutoencoder) -> None:
     (measured,) = measure([sae], CACHE)
     wanted = slow(sae)
-    assert set(measured) == {*wanted, "fvu_low", "fvu_high", "documents"}
+    others = {"fvu_low", "fvu_high", "documents", "theta_over_eps", "theta_at_0"}
+    assert set(measured) == {*wanted, *others}
     for name, value in wanted.items():
         np.testing.assert_allclose(measured[name], value, rtol=1e-5, err_msg=name)
     assert measured["fvu_low"] < measured["fvu"] < measured["fvu_high"]
@@ -64,6 +69,22 @@ def test_the_cases_are_not_trivial() -> None:
     rates = np.concatenate([row["frequency"] for row in measure(random_saes(8), CACHE)])
     for low, high in ((-1, 0), (0, 0.1), (0.1, 1)):
         assert ((low < rates) & (rates <= high)).any()
+
+
+def test_how_far_trained_thresholds_have_fallen() -> None:
+    """In units of the window's width; SAEs without trained thresholds have none."""
+    sae = JumpReLUSAE(
+        8, 5, activation=JumpReLU(RawThreshold(1.0)), kernel=Rectangle(0.2), penalty=L1(0.1)
+    )
+    with torch.no_grad():
+        sae.get_parameter("raw_threshold").copy_(torch.tensor([0.0, 0.001, 0.1, 0.4, 2.0]))
+    (before,), (row,) = measure([sae], CACHE), measure([sae.fold_(3.0)], CACHE)
+    assert row["theta_over_eps"] == pytest.approx(0.5)
+    assert row["theta_at_0"] == pytest.approx(0.4)
+    assert before["theta_over_eps"] == pytest.approx(0.5)
+    (none,) = measure([identity_sae(8)], CACHE)
+    assert np.isnan(none["theta_over_eps"])
+    assert np.isnan(none["theta_at_0"])
 
 
 def test_predicting_the_mean_has_fvu_one() -> None:

@@ -11,12 +11,13 @@ from torch import Tensor
 from architectures import JumpReLUSAE, ReLUSAE, TopKSAE
 from architectures.topk import AuxK
 from sae_bench.activations import JumpReLU, LogThreshold
-from sae_bench.estimators import BatchKDE, Estimator
+from sae_bench.estimators import BatchKDE, Estimator, WindowKDE
 from sae_bench.kernels import Gaussian, Rectangle
 from sae_bench.loss import Loss
 from sae_bench.penalties import L0, L1, Penalty
 from sae_bench.projection import NeedsDense
 from sae_bench.sae import SparseAutoencoder
+from sae_bench.side_by_side import SideBySide
 from sae_bench.sparse import Deferred, Sparse
 from tests.sae_bench.test_combinations import ACTIVATIONS, PENALTIES, estimators, objects
 from tests.small import ARCHITECTURES, D_SAE, small_batch, small_sae
@@ -93,6 +94,25 @@ def test_a_kernel_without_an_end_loses_next_to_nothing() -> None:
     """2e-9 of its mass lies beyond its reach, of which the tolerance is ten times."""
     slots = {"activation": JumpReLU(LogThreshold(0.4)), "kernel": Gaussian(0.05)}
     check_paths_agree(*doubles(JumpReLUSAE, **slots), tolerance=2e-8)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 100])
+@pytest.mark.parametrize("to_input", [False, True])
+def test_an_estimator_that_takes_few_samples_gets_the_first(slots: int, to_input: bool) -> None:
+    """In both paths the gradient is the one that it finds among all samples."""
+    window = WindowKDE(Rectangle(0.5), steps=2, slots=slots, to_input=to_input)
+    few, x = doubles(JumpReLUSAE, kernel=window)
+    check_paths_agree(few, x)
+    everything, _ = doubles(JumpReLUSAE, kernel=SideBySide((window,)))
+    expected = step(everything, x).numbers["grad.log_threshold"]
+    torch.testing.assert_close(step(few, x).numbers["grad.log_threshold"], expected)
+    with few.sparsely(1.0):
+        fewer = step(few, x).loss.latents.f
+    with everything.sparsely(1.0):
+        more = step(everything, x).loss.latents.f
+    assert isinstance(fewer, Sparse)
+    assert isinstance(more, Sparse)
+    assert (len(fewer.support) < len(more.support)) is (slots < 100 and not to_input)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 33])

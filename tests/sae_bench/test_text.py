@@ -12,7 +12,7 @@ from sae_bench.components import from_record
 from sae_bench.documents import Document, Text, content_hash, is_held_out
 from sae_bench.errors import InputError
 from sae_bench.folders import cache_root
-from sae_bench.text import Documentation, HubText, LocalText, resolve_text
+from sae_bench.text import After, Documentation, HubText, LocalText, resolve_text
 
 
 def write_jsonl(path, rows):
@@ -258,3 +258,16 @@ def test_a_text_that_is_nothing_is_one_line(spec):
 )
 def test_records_come_back_equal(text):
     assert from_record(Text, json.loads(json.dumps(text.record()))) == text
+
+
+def test_the_documents_after_the_first_ones(corpus):
+    text = LocalText(corpus)
+    whole = pairs(text)
+    assert pairs(After(text, 0)) == whole
+    rest = list(After(text, 2).read())
+    assert rest == list(text.read())[2:]
+    prints = {text.fingerprint(), After(text, 0).fingerprint(), After(text, 2).fingerprint()}
+    assert len(prints) == 3
+    assert from_record(Text, json.loads(json.dumps(After(text, 2).record()))) == After(text, 2)
+    with pytest.raises(InputError, match="skipped must not be negative"):
+        After(text, -1)

@@ -1,0 +1,143 @@
+"""The lines of the factorial: six cells and five bridges, their settings and their tuning.
+
+Coefficients are in training units (E||x||^2 = 1). They spread L0 from about 240 to 8, evenly in its
+logarithm, at the scale of the preset `study`, by log-log interpolation between single arms of that
+recipe (`train([arm], STUDY.data.cache())`, the default `Tuned()`, seed 99, which is not reported;
+L0 is the mean of the last 40 steps) and, for its shape in between, the pilot of 256k tokens in
+batches of 256 (`results/tables/factorial.csv`; in `quickstart.csv` for Gated):
+
+    ReLU + L1              1.1e-2: 245   1e-1: 10.7
+    ReLU + L0 (input)      1.4e-4: 249   2.5e-3: 12.0
+    JumpReLU + L0 (theta)  1e-4: 185     2.5e-3: 8.8     (input: from the pilot alone)
+    JumpReLU + L1 (theta)  6e-3: 225     (input) 9e-3: 196
+    ReLU + Tanh            1.2e-4: 338   4e-4: 89   2e-3: 15.7
+    Gated                  2.2e-2: 206   0.2: 7.6
+    Gated RI-L1            5e-2: 37      0.2: 4.8        (its dense end is extrapolated)
+    JumpReLU + quadratic   3e-4: 37      1e-3: 15.2   3e-3: 6.1   (likewise)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from architectures import GatedRIL1SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from architectures.topk import AuxK
+from sae_bench.activations import JumpReLU, LogThreshold, TopK
+from sae_bench.components import Component
+from sae_bench.estimators import BatchKDE
+from sae_bench.kernels import Rectangle
+from sae_bench.penalties import L0, L1, RIL1, Penalty, QuadraticFrequency, Tanh
+from sae_bench.sae import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class Tuned(Component):
+    """What is tuned for each line.
+
+    Args:
+        lr, threshold_lr: learning rates.
+        start: of the thresholds.
+        bandwidth: eps.
+    """
+
+    lr: float = 4e-3
+    threshold_lr: float = 1e-1
+    start: float = 0.04
+    bandwidth: float = 0.02
+
+    @property
+    def activation(self) -> JumpReLU:
+        """JumpReLU with these thresholds."""
+        return JumpReLU(LogThreshold(self.start))
+
+    def estimator(self, to_input: bool = False) -> BatchKDE:
+        """The batch estimate with this window."""
+        return BatchKDE(Rectangle(self.bandwidth), to_input=to_input)
+
+
+Slots = Callable[[float, Tuned], Mapping[str, Any]]
+"""The slots of a line, from what its sparsity hangs on and what was tuned."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the figures: a cell or a bridge.
+
+    Args:
+        architecture: the class.
+        slots: its slots.
+        settings: six of the former, from dense to sparse; L0 from about 250 to 8.
+        windowed: whether it has a window around thresholds, and so more to tune than a rate.
+    """
+
+    architecture: type[SparseAutoencoder]
+    slots: Slots
+    settings: tuple[float, ...]
+    windowed: bool = False
+
+
+def coded(penalty: type[Penalty]) -> Slots:
+    """A penalty whose gradient arrives through the codes: no window."""
+    return lambda c, tuned: {"penalty": penalty(c)}
+
+
+def stepped(penalty: type[Penalty], to_input: bool = False) -> Slots:
+    """A window around the default activation's threshold."""
+    return lambda c, tuned: {"penalty": penalty(c), "kernel": tuned.estimator(to_input)}
+
+
+def jumping(penalty: type[Penalty], to_input: bool = False) -> Slots:
+    """JumpReLU."""
+    with_window = stepped(penalty, to_input)
+    return lambda c, tuned: {"activation": tuned.activation, **with_window(c, tuned)}
+
+
+def ranked(k: float, tuned: Tuned) -> Mapping[str, Any]:
+    """TopK with AuxK."""
+    return {"activation": TopK(int(k)), "aux": AuxK(dead_after=50_000)}
+
+
+CELLS: Mapping[str, Line] = {
+    "ReLU + L1": Line(ReLUSAE, coded(L1), (0.0112, 0.0165, 0.026, 0.043, 0.072, 0.125)),
+    "ReLU + L0 (input)": Line(
+        ReLUSAE, stepped(L0, True), (1.45e-4, 2.6e-4, 4.6e-4, 9e-4, 1.8e-3, 3.4e-3), True
+    ),
+    "JumpReLU + L0 (theta)": Line(
+        JumpReLUSAE, jumping(L0), (7e-5, 1.4e-4, 2.8e-4, 5.7e-4, 1.2e-3, 2.4e-3), True
+    ),
+    "JumpReLU + L0 (input)": Line(
+        JumpReLUSAE, jumping(L0, True), (7e-5, 1.5e-4, 3e-4, 6.4e-4, 1.3e-3, 2.7e-3), True
+    ),
+    "JumpReLU + L1 (theta)": Line(
+        JumpReLUSAE, jumping(L1), (0.0057, 0.0096, 0.0152, 0.026, 0.044, 0.08), True
+    ),
+    "JumpReLU + L1 (input)": Line(
+        JumpReLUSAE, jumping(L1, True), (0.0077, 0.0126, 0.02, 0.033, 0.055, 0.093), True
+    ),
+}
+BRIDGES: Mapping[str, Line] = {
+    "ReLU + Tanh": Line(ReLUSAE, coded(Tanh), (1.63e-4, 3.05e-4, 5.4e-4, 1.03e-3, 2e-3, 3.7e-3)),
+    "Gated": Line(GatedSAE, coded(L1), (0.019, 0.032, 0.053, 0.085, 0.125, 0.19)),
+    "Gated RI-L1": Line(GatedRIL1SAE, coded(RIL1), (0.0115, 0.02, 0.034, 0.056, 0.09, 0.145)),
+    "TopK": Line(TopKSAE, ranked, (256, 128, 64, 32, 16, 8)),
+    "JumpReLU + quadratic": Line(
+        JumpReLUSAE,
+        jumping(QuadraticFrequency),
+        (3.4e-5, 7.3e-5, 1.6e-4, 3.6e-4, 9e-4, 2.1e-3),
+        True,
+    ),
+}
+LINES: Mapping[str, Line] = {**CELLS, **BRIDGES}
+
+RATES = (Tuned(lr=1e-3), Tuned(lr=2e-3), Tuned(lr=4e-3), Tuned(lr=8e-3))
+"""The trials of a line without a window."""
+WINDOWS = (
+    Tuned(),
+    Tuned(lr=2e-3),
+    Tuned(threshold_lr=3e-2, start=0.03),
+    Tuned(start=0.02, bandwidth=0.01),
+)
+"""The trials of a line with one: as many."""
+TRIALS = {name: WINDOWS if line.windowed else RATES for name, line in LINES.items()}
+TUNED = {name: (Tuned(),) for name in LINES}
+"""The trial that won for each line."""

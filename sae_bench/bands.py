@@ -1,0 +1,217 @@
+"""Figures of paired grids, drawn from tables alone: curves with bands over seeds and labels at
+their ends, effects with intervals, firing frequencies at matched L0."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from sae_bench.contrasts import interpolate
+from sae_bench.plots import LABELS, STYLE
+
+COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#000000", "#CC79A7", "#009E73")
+"""Okabe and Ito's colour-blind-safe set, in the order in which lines take them."""
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+DRAWN = 80
+"""Places at which a curve is interpolated."""
+ROOM = 0.062
+"""Distance of two labels, as a share of the height of axes of 2.6 inches."""
+TITLES = {"l0_share_above_10pct": "Share of L0 in latents above 10%"} | dict(LABELS)
+
+
+def _curves(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Places on the logarithmic x axis that all seeds have, and y there: one row a seed."""
+    known = rows[(rows[x] > 0) & np.isfinite(rows[y])]
+    seeds = [part for _, part in known.groupby("seed") if part[x].nunique() > 1]
+    if not seeds:
+        return np.empty(0), np.empty((0, 0))
+    low = max(np.log(part[x].min()) for part in seeds)
+    high = min(np.log(part[x].max()) for part in seeds)
+    if low >= high:
+        return np.empty(0), np.empty((0, 0))
+    places = np.linspace(low, high, DRAWN)
+    inside = places.clip(low + 1e-12, high - 1e-12)
+    values = [
+        interpolate(np.log(part[x].to_numpy(float)), part[y].to_numpy(float), inside)
+        for part in seeds
+    ]
+    return np.exp(places), np.stack(values)
+
+
+@mpl.rc_context(STYLE)
+def bands(
+    table: pd.DataFrame, axes: Axes, *, x: str, y: str, by: str, lines: Sequence[str]
+) -> Axes:
+    """One curve a line, its mean over seeds on a logarithmic x axis, in a band that spans the
+    seeds; a marker is the mean of a setting.
+
+    The seeds are interpolated inside their own ranges, and drawn where all of them have been
+    measured. Rows whose x is not positive have no place there.
+    """
+    for index, name in enumerate(lines):
+        rows = table[(table[by] == name) & (table[x] > 0) & np.isfinite(table[y])]
+        if rows.empty:
+            continue
+        colour = COLOURS[index % len(COLOURS)]
+        places, values = _curves(rows, x, y)
+        points = rows.groupby("setting")[[x, y]].mean().sort_values(x)
+        if len(places):
+            axes.plot(places, values.mean(0), color=colour, linewidth=1.2)
+            axes.fill_between(
+                places, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0
+            )
+        axes.plot(
+            points[x],
+            points[y],
+            MARKERS[index % len(MARKERS)],
+            color=colour,
+            markersize=2.8,
+            label=name,
+        )
+    axes.set(xscale="log", xlabel=TITLES.get(x, x), ylabel=TITLES.get(y, y))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.25, linewidth=0.5)
+    return axes
+
+
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers; values that are not positive have no place on it."""
+    axes.set_yscale("log", nonpositive="mask")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+@mpl.rc_context(STYLE)
+def label_ends(axes: Axes, *, size: float = 6.5) -> None:
+    """Writes the name of each curve beside its right end, outside the axes, in its colour; names
+    that would overlap move apart and keep a thin line to their curve."""
+    markers = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+    if not markers:
+        return
+    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+    unit = axes.transAxes.inverted()
+    ends = []
+    for line in markers:
+        points = np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float)
+        points = points[np.isfinite(axes.transData.transform(points)).all(1)]
+        if len(points):
+            shown = axes.transData.transform(points)
+            place = unit.transform(shown[np.argmax(shown[:, 0])])
+            ends.append((float(place[1]), float(place[0]), line))
+    ends.sort(key=lambda end: end[0])
+    heights = _apart([min(max(end[0], 0), 1) for end in ends], ROOM)
+    for height, (y, x, line) in zip(heights, ends, strict=True):
+        axes.annotate(
+            str(line.get_label()),
+            xy=(x, y),
+            xytext=(1.03, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            color=line.get_color(),
+            fontsize=size,
+            va="center",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line.get_color(),
+                "linewidth": 0.4,
+                "shrinkA": 0,
+                "shrinkB": 2,
+            },
+        )
+
+
+def _apart(places: Sequence[float], room: float) -> list[float]:
+    """Rising places, moved as little as a few sweeps need to be `room` apart."""
+    moved = np.array(places, dtype=float)
+    for _ in range(200):
+        gap = room - np.diff(moved)
+        push = np.maximum(gap, 0) / 2
+        moved[:-1] -= push
+        moved[1:] += push
+        if (gap <= 1e-6).all():
+            break
+    return [float(value) for value in moved]
+
+
+@mpl.rc_context(STYLE)
+def effects(
+    table: pd.DataFrame, axes: Axes, *, names: Mapping[str, str], by: str, unit: float = 1.0
+) -> Axes:
+    """Effects with their intervals, one row an effect, one colour a kind of `by`; 0 is marked.
+
+    Args:
+        table: columns contrast, mean, low, high and `by`.
+        axes: where to draw.
+        names: contrasts to draw, top to bottom, and what they are called.
+        by: column of the kinds that are drawn side by side.
+        unit: factor on all numbers, 100 for percent.
+    """
+    kinds = list(dict.fromkeys(table[by]))
+    for index, kind in enumerate(kinds):
+        rows = table[table[by] == kind].set_index("contrast").reindex(list(names))
+        shift = 0.28 * (index - (len(kinds) - 1) / 2)
+        mean, low, high = (unit * rows[c].to_numpy(float) for c in ("mean", "low", "high"))
+        axes.errorbar(
+            mean,
+            np.arange(len(names)) + shift,
+            xerr=np.nan_to_num(np.stack([mean - low, high - mean]).clip(min=0)),
+            fmt=MARKERS[index],
+            color=COLOURS[(0, 2, 4)[index % 3]],
+            markersize=3.5,
+            linewidth=0,
+            elinewidth=1.2,
+            capsize=2,
+            label=kind,
+        )
+    axes.axvline(0, color="grey", linewidth=0.7)
+    axes.set_yticks(range(len(names)), list(names.values()))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.25, linewidth=0.5)
+    return axes
+
+
+@mpl.rc_context(STYLE)
+def matched_histogram(
+    table: pd.DataFrame,
+    frequencies: pd.DataFrame,
+    axes: Axes,
+    *,
+    by: str,
+    lines: Sequence[str],
+    l0: float,
+    bins: int = 32,
+) -> Axes:
+    """Histograms of log10 firing frequency, one outline a line: of each seed the arm whose L0 is
+    nearest to `l0` (by ratio), counts averaged over seeds. Latents that never fired are left out,
+    those below 1e-4 in the first bin; dashed lines mark 1% and 10%."""
+    edges = np.linspace(-4, 0, bins + 1)
+    for index, name in enumerate(lines):
+        rows = table[(table[by] == name) & (table["l0"] > 0)]
+        if rows.empty:
+            continue
+        miss = (np.log(rows["l0"]) - math.log(l0)).abs()
+        nearest = rows.loc[miss.groupby(rows["seed"]).idxmin()]
+        fired = nearest.merge(frequencies, on=["arm", "eval_set"])["frequency"]
+        counts = [
+            np.histogram(np.log10(f[f > 0]).clip(edges[0], edges[-1]), edges)[0]
+            for f in map(np.asarray, fired)
+        ]
+        axes.stairs(
+            np.mean(counts, axis=0),
+            edges,
+            color=COLOURS[index % len(COLOURS)],
+            linewidth=1.1,
+            label=f"{name}, L0 {nearest['l0'].mean():.0f}",
+        )
+    for rate in (-2, -1):
+        axes.axvline(rate, color="grey", linestyle="--", linewidth=0.6)
+    axes.set(yscale="log", xlabel="log10 firing frequency", ylabel="latents (mean over seeds)")
+    axes.set_ylim(bottom=0.5)
+    return axes

@@ -1,0 +1,170 @@
+"""The factorial: what is trained, how it is told apart in a table, and what the answer says."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ablations import _controls, factorial
+from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED
+from sae_bench.ablation import Results
+from sae_bench.contrasts import Interval
+from sae_bench.run import run
+from tests.grids import tensor_cache
+
+STUDY = factorial.PRESETS["study"]
+ARMS = factorial.arms(STUDY)
+PUBLISHED = Path(__file__).parents[2] / "results"
+
+
+def named(arms: list) -> pd.Series:
+    return factorial.cell(pd.DataFrame([arm.columns() for arm in arms]))
+
+
+def test_six_cells_with_five_seeds_and_five_bridges_with_three() -> None:
+    counts = Counter(named(ARMS))
+    assert counts == dict.fromkeys(CELLS, 30) | dict.fromkeys(BRIDGES, 18)
+    assert len({arm.key for arm in ARMS}) == len(ARMS) == 270
+    assert not any(arm.objection for arm in ARMS)
+    assert all(arm.ends_warm for arm in ARMS)
+
+
+def test_cells_differ_in_activation_penalty_and_path_alone() -> None:
+    cells = [arm for arm, name in zip(ARMS, named(ARMS), strict=True) if name in CELLS]
+    assert (
+        len({(arm.recipe.data_seed, arm.recipe.batch_size, arm.recipe.steps) for arm in cells}) == 1
+    )
+    for seed in range(5):
+        assert Counter(named([arm for arm in cells if arm.seed == seed])) == dict.fromkeys(CELLS, 6)
+    assert len({arm.slots["decoder"] for arm in cells}) == 1
+
+
+def test_settings_go_from_dense_to_sparse() -> None:
+    for name, line in LINES.items():
+        steps = np.diff(line.settings)
+        assert (steps < 0).all() if name == "TopK" else (steps > 0).all()
+        assert len(line.settings) == 6
+
+
+def test_every_line_has_the_same_number_of_trials() -> None:
+    assert len({len(trials) for trials in TRIALS.values()}) == 1
+    assert set(TRIALS) == set(TUNED) == set(LINES)
+    assert all(tuned[0] in TRIALS[name] for name, tuned in TUNED.items())
+    tuning = factorial.PRESETS["tuning"]
+    assert not {*tuning.seeds, *tuning.bridge_seeds} & {*STUDY.seeds, *STUDY.bridge_seeds}
+    counts = Counter(named(factorial.arms(tuning)))
+    assert len(set(counts.values())) == 1
+
+
+def test_tuning_reads_other_documents() -> None:
+    tuned = {document.text for document in factorial.PRESETS["tuning"].data.text.documents()}
+    text = list(STUDY.data.text.documents())
+    reported = {document.text for document in text[:3_000]}
+    assert len(text) > 4_000
+    assert len(tuned & reported) < 0.05 * len(tuned)  # copies of a text under two names
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All lines, 130 latents wide and a few steps long, with two seeds."""
+    recipe = STUDY.recipe.replace(tokens=512, batch_size=64, lr_warmup=1, lr_decay=1)
+    small = STUDY.replace(
+        d_sae=300, recipe=recipe.replace(penalty_warmup=2), seeds=(0, 1), bridge_seeds=(0,)
+    )
+    out = tmp_path_factory.mktemp("run")
+    run(factorial.arms(small), tensor_cache(d_in=16), out=out, device="cpu")
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Results:
+    return Results.read(folder)
+
+
+def test_every_line_trains_and_draws(finished: Results) -> None:
+    assert set(finished.table["status"]) == {"trained"}
+    assert set(factorial.cell(finished.table)) == set(LINES)
+    drawn = factorial.figures(finished)
+    assert {"fvu_vs_l0", "high_frequency", "frequency_histograms", "effects"} <= set(drawn)
+    assert "bridges_fvu_vs_l0" in drawn
+    assert isinstance(factorial.answer(finished.table), str)
+
+
+def test_thresholds_are_reported_where_they_are_trained(finished: Results) -> None:
+    known = finished.table["theta_over_eps"].notna()
+    assert (known == (finished.table["activation"].str.startswith("JumpReLU"))).all()
+    assert "theta/eps" in factorial.answer(finished.table)
+
+
+def synthetic(penalty: float, activation: float, seeds: int = 5) -> pd.DataFrame:
+    """The published pilot's columns, with log FVU = -0.5 log L0 plus the two effects."""
+    pilot = pd.read_csv(PUBLISHED / "tables" / "factorial.csv")
+    rows = []
+    for name, part in pilot.groupby(factorial.cell(pilot)):
+        first = part.iloc[0]
+        shift = activation * name.startswith("JumpReLU") + penalty * ("+ L0" in name)
+        for seed in range(seeds):
+            for index, l0 in enumerate((8, 16, 32, 64, 128, 256)):
+                jitter = 0.002 * np.sin(7 * seed + index + len(name))
+                l0 = l0 * (0.95 if index == 0 else 1.02)
+                fvu = np.exp(-0.5 * np.log(l0) + shift + jitter)
+                changed = {"seed": seed, "l0": l0, "fvu": fvu, "delta_lm_loss": fvu / 3}
+                rows.append({**first, **changed, "l0_share_above_10pct": 0.1 - 0.2 * shift})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "activation", "word"),
+    [
+        (-0.2, 0.0, "the penalty"),
+        (0.0, -0.2, "the activation"),
+        (-0.2, -0.1, "both"),
+        (0.0, 0.0, "neither"),
+        (0.2, 0.0, "neither"),
+    ],
+)
+def test_the_answer_names_what_made_the_difference(
+    penalty: float, activation: float, word: str
+) -> None:
+    said = factorial.answer(synthetic(penalty, activation))
+    fvu = [line for line in said.splitlines() if line.startswith("  FVU at matched L0, 4 places")]
+    assert len(fvu) == 2
+    assert all(f"less because of {word}." in line for line in fvu)
+    assert "What would change it" in said
+
+
+def test_the_verdict_needs_the_sign() -> None:
+    down, up, none = Interval(-1, -2, -0.5, 5), Interval(1, 0.5, 2, 5), Interval(0, -1, 1, 5)
+    assert factorial.verdict(down, none, -1) == "the activation"
+    assert factorial.verdict(down, none, 1) == "neither"
+    assert factorial.verdict(up, up, 1) == "both"
+    assert factorial.verdict(none, up, 1) == "the penalty"
+
+
+def test_tuning_tables_list_trials() -> None:
+    table = synthetic(0, 0, seeds=1)
+    found = factorial.trials(factorial.prepared(table))
+    assert set(found["cell"]) == set(CELLS)
+    assert found["fvu"].to_numpy() == pytest.approx(np.exp(-0.5 * np.log(40)), rel=0.02)
+    assert "fvu" in factorial.answer(table)
+
+
+def test_the_published_table_can_be_drawn_and_answered() -> None:
+    results = Results.published("factorial", PUBLISHED)
+    assert {"fvu_vs_l0", "effects"} <= set(factorial.figures(results))
+    assert "JumpReLU for ReLU" in factorial.answer(results.table)
+
+
+def test_controls_are_rows_like_the_others(
+    folder: Path, finished: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_controls, "SWEEP", (4, 2))
+    found = _controls.controls(folder, tensor_cache(d_in=16), lm_tokens=0)
+    assert Counter(found["cell"]) == {"rescaled": 12, "thresholded": 4, "thresholded, rescaled": 4}
+    assert set(finished.table) - {"delta_lm_loss", "loss_recovered"} <= set(found)
+    swept = found[found["cell"] == "thresholded"].groupby("setting")["l0"].mean()
+    assert found["arm"].is_unique
+    assert swept.max() < found["l0"].max()
+    assert _controls.drawn(finished.table, found).axes

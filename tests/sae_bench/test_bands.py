@@ -1,0 +1,102 @@
+"""Curves, bands and effects say what the table says: what was drawn is read back from the axes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+
+from sae_bench import bands, plots
+
+
+def table(seeds: int = 3) -> pd.DataFrame:
+    """Two lines over four settings; y = level / x, shifted from seed to seed."""
+    rows = [
+        {
+            "arm": f"{name}-{x}-{seed}",
+            "eval_set": "held-out",
+            "line": name,
+            "setting": f"{name}-{x}",
+            "seed": seed,
+            "l0": float(x + seed),
+            "fvu": level / x + 0.01 * seed,
+        }
+        for name, level in (("one", 1.0), ("two", 2.0))
+        for x in (10, 20, 40, 80)
+        for seed in range(seeds)
+    ]
+    return pd.DataFrame(rows)
+
+
+def drawn(rows: pd.DataFrame, lines: tuple[str, ...] = ("one", "two")) -> Axes:
+    axes = plots.figure().axes[0]
+    return bands.bands(rows, axes, x="l0", y="fvu", by="line", lines=lines)
+
+
+def test_a_curve_is_the_mean_over_seeds_in_a_band_that_spans_them() -> None:
+    axes = drawn(table())
+    curve, points = axes.lines[:2]
+    assert points.get_label() == "one"
+    assert points.get_xdata() == pytest.approx([11, 21, 41, 81])
+    assert points.get_ydata() == pytest.approx([0.11, 0.06, 0.035, 0.0225])
+    x = np.asarray(curve.get_xdata())
+    assert (x[0], x[-1]) == pytest.approx((12, 80))  # where all three seeds have been measured
+    corners = axes.collections[0].get_paths()[0].vertices
+    y = np.asarray(curve.get_ydata())
+    assert corners[:, 1].min() < y.min() < y.max() < corners[:, 1].max()
+
+
+def test_colours_go_by_place_and_holes_are_skipped() -> None:
+    axes = drawn(table(), ("absent", "two"))
+    assert {line.get_color() for line in axes.lines} == {bands.COLOURS[1]}
+
+
+def test_rows_without_a_place_are_left_out() -> None:
+    rows = table(1)
+    rows.loc[0, "fvu"] = np.nan
+    rows.loc[1, "l0"] = -1.0
+    assert len(drawn(rows).lines[1].get_xdata()) == 2
+
+
+def test_labels_stand_outside_and_apart() -> None:
+    rows = table()
+    rows["fvu"] = 1 + 1e-4 * rows["fvu"]  # the lines all but coincide
+    axes = drawn(rows)
+    bands.logarithmic(axes)
+    bands.label_ends(axes)
+    assert [text.get_text() for text in axes.texts] == ["one", "two"]
+    heights = [text.get_position()[1] for text in axes.texts]
+    assert abs(heights[1] - heights[0]) >= bands.ROOM - 1e-5
+    assert all(text.get_position()[0] > 1 for text in axes.texts)
+    assert axes.texts[0].get_color() == bands.COLOURS[0]
+
+
+def test_effects_are_drawn_with_their_intervals() -> None:
+    rows = pd.DataFrame(
+        {
+            "way": ["w", "w", "v", "v"],
+            "contrast": ["A", "B"] * 2,
+            "mean": [1.0, 2.0, 3.0, np.nan],
+            "low": [0.5, 1.0, 2.0, np.nan],
+            "high": [1.5, 3.0, 4.0, np.nan],
+        }
+    )
+    axes = plots.figure().axes[0]
+    bands.effects(rows, axes, names={"A": "first", "B": "second"}, by="way")
+    first, second = axes.containers
+    assert [first.get_label(), second.get_label()] == ["w", "v"]
+    assert first.lines[0].get_xdata() == pytest.approx([1.0, 2.0])
+    ends = [tuple(segment[:, 0]) for segment in first.lines[2][0].get_segments()]
+    assert ends == [pytest.approx((0.5, 1.5)), pytest.approx((1.0, 3.0))]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+
+
+def test_histograms_take_the_nearest_arm_of_each_seed() -> None:
+    rows = table(2)
+    rates = [np.full(7, x / 1000, dtype=np.float32) for x in rows["l0"]]
+    frequencies = rows[["arm", "eval_set"]].assign(frequency=rates)
+    axes = plots.figure().axes[0]
+    bands.matched_histogram(rows, frequencies, axes, by="line", lines=("one",), l0=38)
+    (outline,) = axes.patches
+    assert outline.get_label() == "one, L0 40"
+    counts = outline.get_data().values  # type: ignore[attr-defined]
+    assert counts.sum() == 7
