@@ -86,7 +86,7 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     shown = facts(model_card(load_sae(tmp_path)))
     assert {"penalty", "coefficient", "recipe", "training data"}.isdisjoint(shown)
     assert shown["model"] == PLACE["model"]
-    assert shown["context"] == "length=256"
+    assert shown["context"] == "Packed(length=256)"
 
 
 def test_metrics_with_intervals() -> None:

@@ -65,7 +65,7 @@ def step_of(activation: Activation, kernel: Any) -> SparseAutoencoder:
     slots = {"activation": activation, "kernel": kernel, "penalty": L1(0.1)}
     (arm,) = grid(SparseAutoencoder, d_sae=D_SAE, recipe=RECIPE, **slots)
     trainee = Trainee(arm, D_IN, torch.device("cpu"))
-    trainee.step(0, small_batch())
+    trainee.gradients(0, small_batch())
     return trainee.sae
 
 
