@@ -61,7 +61,7 @@ class Boastful(Gain):
 
 
 def step_of(activation: Activation, kernel: Any) -> SparseAutoencoder:
-    """The SAE after one step of the trainer, gradients left in place."""
+    """The SAE with the gradients of one step of the trainer."""
     slots = {"activation": activation, "kernel": kernel, "penalty": L1(0.1)}
     (arm,) = grid(SparseAutoencoder, d_sae=D_SAE, recipe=RECIPE, **slots)
     trainee = Trainee(arm, D_IN, torch.device("cpu"))
