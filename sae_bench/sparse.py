@@ -41,7 +41,10 @@ class _Matrix(Tensor):
         if not any(isinstance(value, Tensor) for value in kwargs.values()):
             for matrix in _matrices(args):
                 if (method := getattr(type(matrix), f"on_{name}", None)) is not None:
-                    return method(matrix, func, *args, **kwargs)
+                    try:
+                        return method(matrix, func, *args, **kwargs)
+                    except TypeError as error:  # called in a way that entries have no answer to
+                        raise NeedsDense(f"{name} of codes or pre-activations: {error}") from None
             if name in _ELEMENTWISE:
                 return _elementwise(func, name, args, kwargs)
         raise NeedsDense(f"{name} of codes or pre-activations")

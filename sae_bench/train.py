@@ -113,15 +113,28 @@ class Trainee:
             try:
                 with self.sae.sparsely(MOST):
                     loss = self._backward(index, x)
-                if not self._observed:  # whether the counters can do with entries, too
-                    copy.deepcopy(self.sae).observe(loss.latents)
-                    self._observed = True
+                self._try_counters(loss)
                 return loss
             except NeedsDense as reason:
                 self._path.close(reason)
         else:
             self._path.passed()
         return self._backward(index, x)
+
+    def _try_counters(self, loss: Loss) -> None:
+        """Whether the counters, too, can do with entries: once, on a copy.
+
+        Raises:
+            NeedsDense: they cannot, or there is no copying this SAE.
+        """
+        if self._observed:
+            return
+        try:
+            twin = copy.deepcopy(self.sae)
+        except Exception as error:  # whatever a user's class holds
+            raise NeedsDense(f"{type(self.sae).__name__} cannot be copied: {error}") from None
+        twin.observe(loss.latents)
+        self._observed = True
 
     def _backward(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
         self.sae.zero_grad(set_to_none=True)

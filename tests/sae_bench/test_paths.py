@@ -127,6 +127,23 @@ def test_counters_that_need_all_codes_get_them_and_count_once() -> None:
     assert trainee.sae.silent_tokens.max() <= 5 * 32
 
 
+class Hoarding(SparseAutoencoder):
+    """Keeps what no copy can be made of."""
+
+    def loss_terms(self, x: Tensor, latents: Any, reconstruction: Tensor, scale: float) -> Any:
+        self.kept = reconstruction
+        return super().loss_terms(x, latents, reconstruction, scale)
+
+
+@pytest.mark.usefixtures("eager")
+def test_an_sae_that_cannot_be_copied_trains_all_the_same() -> None:
+    arm = Arm(Hoarding, D_SAE, RECIPE)
+    trainee = Trainee(arm, D_IN, CPU)
+    assert trained(arm, 5, trainee) == [False] * 5
+    assert trainee._path.reason is not None
+    assert "copied" in trainee._path.reason
+
+
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("changes", [{"autocast": True}, {"clip": 1.0}])
 def test_settings_of_the_recipe(changes: dict[str, Any]) -> None:
