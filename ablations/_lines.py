@@ -20,6 +20,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from architectures import GatedRIL1SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from architectures.topk import AuxK
 from sae_bench.activations import JumpReLU, LogThreshold, TopK
@@ -141,3 +144,29 @@ WINDOWS = (
 TRIALS = {name: WINDOWS if line.windowed else RATES for name, line in LINES.items()}
 TUNED = {name: (Tuned(),) for name in LINES}
 """The trial that won for each line."""
+
+
+NAMED = {
+    "TopK + NoPenalty": "TopK",
+    "Gated + L1": "Gated",
+    "GatedRIL1 + RIL1": "Gated RI-L1",
+    "JumpReLU + QuadraticFrequency (theta)": "JumpReLU + quadratic",
+}
+
+
+def cell(table: pd.DataFrame) -> pd.Series:
+    """The name of each row's line."""
+    to_input = table["kernel"].str.contains("to_input=True", na=False)
+    path = to_input.map({True: " (input)", False: " (theta)"})
+    windowed = table["kernel"].fillna("") != ""
+    penalty = table["penalty"].str.replace(r"\(.*\)", "", regex=True)
+    return (table["architecture"] + " + " + penalty + path.where(windowed, "")).replace(NAMED)
+
+
+def prepared(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that were measured, with their lines and logarithms; NaN where there is none."""
+    table = table.dropna(subset=["l0", "seed"])
+    table = table[table["l0"] > 0]
+    logs = {f"log_{name}": table[name] for name in ("l0", "fvu", "delta_lm_loss")}
+    logs = {name: np.log(value.where(value > 0)) for name, value in logs.items()}
+    return table.assign(cell=cell(table), **logs)

@@ -9,19 +9,19 @@ if no memory holds them) and 200M training tokens for each of 24 arms, trained i
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from architectures import GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from architectures.topk import AuxK
 from sae_bench import plots
-from sae_bench.ablation import Data, Preset, Results
+from sae_bench.ablation import Data, Preset
 from sae_bench.activations import JumpReLU, LogThreshold, TopK
 from sae_bench.arm import Arm, grid
 from sae_bench.contexts import Packed
 from sae_bench.kernels import Kernel, Rectangle
 from sae_bench.penalties import L0, L1
 from sae_bench.recipe import Recipe
+from sae_bench.results import Results
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,6 @@ def figures(results: Results) -> dict[str, Figure]:
     return plots.comparison(results.table, results.frequencies)
 
 
-def answer(table: pd.DataFrame) -> str:
+def answer(results: Results) -> str:
     """Nothing yet: the frontiers speak for themselves."""
     return ""

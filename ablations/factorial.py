@@ -30,8 +30,8 @@ latents, 6 settings, 5 paired seeds of each cell and 3 of each bridge: 270 arms.
 takes 18 to 45 ms (few latents on, or many), an arm 14 to 36 s of training, 1.5 s of reconstruction
 metrics and 12 s of 4,096 tokens of language model: 2.6 core-hours, 85 minutes on two cores.
 
-Controls on the trained ReLU + L1, codes rescaled and thresholds swept after training, are made by
-`python -m ablations._controls results/runs/factorial`.
+Controls on the trained ReLU + L1, codes rescaled and thresholds swept after training, are in
+`_controls.py`; their rows are in the further table `controls`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -42,12 +42,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, Tuned
+from ablations._controls import controlled, controls
+from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, Tuned, prepared
 from sae_bench import bands, plots
-from sae_bench.ablation import Data, Preset, Results
+from sae_bench.ablation import Data, Preset
 from sae_bench.arm import Arm, grid
 from sae_bench.contrasts import Interval, Outcome, Square, compare, interpolate
 from sae_bench.recipe import Recipe
+from sae_bench.results import Results
 from sae_bench.text import After, Documentation, Excerpts
 
 PLACES = (16, 32, 64, 128)
@@ -72,6 +74,12 @@ class Factorial(Preset):
     lines: tuple[str, ...] = tuple(LINES)
     settings: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     tuned: tuple[tuple[Tuned, ...], ...] = tuple(TUNED.values())
+
+    def parts(self) -> dict[str, Preset]:
+        """The cells, and the bridges, which can wait."""
+        kinds = {"cells": CELLS, "bridges": BRIDGES}
+        mine = {part: tuple(n for n in self.lines if n in kinds[part]) for part in kinds}
+        return {part: self.replace(lines=lines) for part, lines in mine.items() if lines}
 
 
 TEXT = Excerpts(Documentation(), 1_000)
@@ -122,32 +130,6 @@ def arms(preset: Factorial) -> list[Arm]:
                 slots = line.slots(line.settings[index], tuned)
                 made += grid(line.architecture, **common, **slots)
     return made
-
-
-NAMED = {
-    "TopK + NoPenalty": "TopK",
-    "Gated + L1": "Gated",
-    "GatedRIL1 + RIL1": "Gated RI-L1",
-    "JumpReLU + QuadraticFrequency (theta)": "JumpReLU + quadratic",
-}
-
-
-def cell(table: pd.DataFrame) -> pd.Series:
-    """The name of each row's line."""
-    to_input = table["kernel"].str.contains("to_input=True", na=False)
-    path = to_input.map({True: " (input)", False: " (theta)"})
-    windowed = table["kernel"].fillna("") != ""
-    penalty = table["penalty"].str.replace(r"\(.*\)", "", regex=True)
-    return (table["architecture"] + " + " + penalty + path.where(windowed, "")).replace(NAMED)
-
-
-def prepared(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that were measured, with their lines and logarithms; NaN where there is none."""
-    table = table.dropna(subset=["l0", "seed"])
-    table = table[table["l0"] > 0]
-    logs = {f"log_{name}": table[name] for name in ("l0", "fvu", "delta_lm_loss")}
-    logs = {name: np.log(value.where(value > 0)) for name, value in logs.items()}
-    return table.assign(cell=cell(table), **logs)
 
 
 WAYS = {
@@ -249,10 +231,10 @@ def trials(table: pd.DataFrame, l0: float = 40.0) -> pd.DataFrame:
     return by_line.sort_values("cell", key=lambda names: names.map(order), kind="stable")
 
 
-def answer(table: pd.DataFrame) -> str:
+def answer(results: Results) -> str:
     """The verdict with its numbers for both 2x2s, and what would change it. Tables of one seed are
     tuning: the trials of each line."""
-    table = prepared(table)
+    table = prepared(results.table)
     if table["seed"].nunique() < 2:
         return trials(table).to_string(index=False)
     found = measured_effects(table)
@@ -288,6 +270,9 @@ def answer(table: pd.DataFrame) -> str:
 SIDES = {"A": "JumpReLU for ReLU", "B": "L0 for L1", "interaction": "interaction"}
 
 
+FURTHER = {"controls": controls}
+
+
 def figures(results: Results) -> dict[str, Figure]:
     """Frontiers with bands over seeds (cells, then bridges), the 2x2s, firing frequencies."""
     table = prepared(results.table)
@@ -304,6 +289,8 @@ def figures(results: Results) -> dict[str, Figure]:
         drawn["bridges_delta_lm_loss_vs_l0"] = _frontiers(table, "delta_lm_loss", beside)
     if table["seed"].nunique() > 1:
         drawn["effects"] = _effects(measured_effects(table))
+    if "controls" in results.further:
+        drawn["controls"] = controlled(table, results.further["controls"])
     return drawn
 
 

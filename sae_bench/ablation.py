@@ -2,14 +2,19 @@
 
 An ablation is a Python file whose docstring states the question and which defines
 
-    PRESETS: dict[str, Preset]             settings it can be run at; the first is the default
-    arms(preset) -> list[Arm]              the grid
-    figures(results) -> dict[str, Figure]  the plots, by file name
-    answer(table) -> str                   the verdict in words and numbers
+    PRESETS: dict[str, Preset]                settings it can be run at; the first is the default
+    arms(preset) -> list[Arm]                 the grid
+    figures(results) -> dict[str, Figure]     the plots, by file name
+    answer(results) -> str                    the verdict in words and numbers
+
+and, if the run's table does not say it all,
+
+    FURTHER: dict[str, Callable[[Finished], DataFrame]]
+                                              tables of what else is measured on the trained SAEs
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import iter_modules
@@ -23,17 +28,15 @@ from sae_bench.components import Component
 from sae_bench.contexts import ContextPolicy, Packed
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS
-from sae_bench.files import write_table
+from sae_bench.loading import load_sae
 from sae_bench.modules import load_file
 from sae_bench.recipe import Recipe
-from sae_bench.store import MEASURED
+from sae_bench.results import Results
+from sae_bench.sae import SparseAutoencoder
 from sae_bench.text import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Figures = Callable[["Results"], "dict[str, Figure]"]
-"""Draws the figures of a run from its tables, by file name."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,13 @@ class Data(Component):
 
     def cache(self, device: str | None = None) -> ActivationCache:
         """Builds the cache, or finds it."""
-        caches = ActivationCache.build(
+        return self.caches([self.site], device)[self.site]
+
+    def caches(self, sites: Iterable[str], device: str | None = None) -> dict[str, ActivationCache]:
+        """The same of several sites, out of one pass of the model."""
+        return ActivationCache.build(
             self.model,
-            [self.site],
+            sorted(set(sites)),
             self.text,
             self.tokens,
             held_out_tokens=self.held_out_tokens,
@@ -67,7 +74,6 @@ class Data(Component):
             model_dtype=self.model_dtype,
             device=device,
         )
-        return caches[self.site]
 
 
 @dataclass(frozen=True)
@@ -84,70 +90,35 @@ class Preset(Component):
     d_sae: int
     recipe: Recipe
 
+    def parts(self) -> Mapping[str, "Preset"]:
+        """What an ablation falls into, by name: grids on activations of their own, or such as are
+        run one after the other. Here: the one part without a name."""
+        return {"": self}
+
+    def evaluation(self) -> Mapping[str, Data]:
+        """Evaluation sets, by name: the held-out sides of these. None: that of its own data."""
+        return {}
+
 
 @dataclass(frozen=True)
-class Results:
-    """What figures are drawn from: the tables of a run.
+class Finished:
+    """A part of a run that has been trained and measured.
 
-    table: one row an arm and evaluation set; frequencies: columns arm, eval_set and frequency, an
-    array of firing rates.
+    Args:
+        preset: of the part.
+        table: of its run; `arm` names the arms.
+        folder: of its run.
+        cache: that it was trained on; its held-out side is `cache.held_out`.
     """
 
+    preset: Preset
     table: pd.DataFrame
-    frequencies: pd.DataFrame
+    folder: Path
+    cache: ActivationCache
 
-    @classmethod
-    def read(cls, folder: str | Path) -> "Results":
-        """Reads the tables of a finished run.
-
-        Raises:
-            InputError: the folder holds no finished run.
-        """
-        folder = Path(folder)
-        return cls._read(folder / "table.parquet", folder / "frequencies.parquet")
-
-    @classmethod
-    def published(cls, name: str, root: Path) -> "Results":
-        """Reads what `publish` wrote under the same name.
-
-        Raises:
-            InputError: nothing was published under that name.
-        """
-        return cls._read(*_published_paths(name, root))
-
-    def publish(self, name: str, root: Path) -> None:
-        """Writes the tables that are committed: `root`/tables/NAME.csv and, beside it, the firing
-        rates of all latents."""
-        table, frequencies = _published_paths(name, root)
-        table.parent.mkdir(parents=True, exist_ok=True)
-        write_table(table, self.table)
-        write_table(frequencies, self.frequencies)
-
-    @classmethod
-    def _read(cls, table: Path, frequencies: Path) -> "Results":
-        try:
-            read = pd.read_csv if table.suffix == ".csv" else pd.read_parquet
-            found = cls(read(table), pd.read_parquet(frequencies))
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{table.parent}: no tables of a finished run ({reason})") from None
-        for path, columns, needed in (
-            (table, found.table, ("arm", "series", "setting", "status", *MEASURED)),
-            (frequencies, found.frequencies, ("arm", "eval_set", "frequency")),
-        ):
-            if absent := [name for name in needed if name not in columns]:
-                raise InputError(f"{path}: no table of a finished run (no column {absent[0]!r})")
-        return found
-
-
-def _published_paths(name: str, root: Path) -> tuple[Path, Path]:
-    tables = root / "tables"
-    return tables / f"{name}.csv", tables / f"{name}_frequencies.parquet"
-
-
-def published_names(root: Path) -> list[str]:
-    """The ablations whose tables stand under `root`."""
-    return [name for name in names() if _published_paths(name, root)[0].exists()]
+    def sae(self, arm: str) -> SparseAutoencoder:
+        """A trained SAE, which takes raw activations."""
+        return load_sae(self.folder / "arms" / arm / "sae")
 
 
 @dataclass(frozen=True)
@@ -158,8 +129,9 @@ class Ablation:
     question: str
     presets: Mapping[str, Preset]
     arms: Callable[[Preset], list[Arm]]
-    figures: Figures
-    answer: Callable[[pd.DataFrame], str]
+    figures: Callable[[Results], "dict[str, Figure]"]
+    answer: Callable[[Results], str]
+    further: Mapping[str, Callable[[Finished], pd.DataFrame]]
 
     def preset(self, name: str | None) -> Preset:
         """A preset by name; None: the first.
@@ -204,7 +176,8 @@ def load(spec: str) -> Ablation:
     if not module.PRESETS:
         raise InputError(f"{spec}: PRESETS is empty; define at least one")
     question = (module.__doc__ or "").strip()
-    return Ablation(Path(spec).stem, question, *(getattr(module, name) for name in needed))
+    found = [*(getattr(module, name) for name in needed), getattr(module, "FURTHER", {})]
+    return Ablation(Path(spec).stem, question, *found)
 
 
-__all__ = ["Ablation", "Data", "Preset", "Results", "load", "names"]
+__all__ = ["Ablation", "Data", "Finished", "Preset", "load", "names"]

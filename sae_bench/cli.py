@@ -111,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
         default=EVERY / 60,
         help="minutes of training between two checkpoints, from which a stopped run goes on",
     )
+    grid.add_argument(
+        "--parts", nargs="+", default=(), metavar="PART", help="parts of it (default: all)"
+    )
     grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
 
     state = command("status", commands.show_status, "Say where a run stands, from its folder.")

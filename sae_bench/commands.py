@@ -25,10 +25,11 @@ from sae_bench.hub_upload import push_to_hub
 from sae_bench.loading import check_target, load_sae, save_sae
 from sae_bench.noise import gradient_noise, standard
 from sae_bench.released import FINGERPRINT, Released
-from sae_bench.run import run
+from sae_bench.results import Results, is_published
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.status import STATES, status
-from sae_bench.store import RELEASED, RunFolder
+from sae_bench.store import RELEASED
+from sae_bench.study import chosen_parts, study
 from sae_bench.suite import Suite
 
 SHOWN = {
@@ -51,6 +52,9 @@ CONVERSIONS: dict[str, Callable[[SparseAutoencoder], SparseAutoencoder]] = {
     "gated": to_gated,
 }
 """What an SAE can be turned into on its way to another format."""
+
+Figures = Callable[[Results], dict[str, Figure]]
+"""Draws the figures of a run from its tables, by file name."""
 
 PUBLISHED = Path("results")
 """Where tables and figures that are committed stand, from the root of the project."""
@@ -119,31 +123,29 @@ def run_grid(arguments: argparse.Namespace) -> None:
     preset = preset.replace(data=preset.data.replace(**changes))
     if arguments.d_sae is not None:
         preset = preset.replace(d_sae=arguments.d_sae)
-    arms: list[Arm | Released] = [*chosen.arms(preset)]
-    arms += [Released(path) for path in arguments.released]
+    parts = chosen_parts(preset, arguments.parts)
+    released = [Released(path) for path in arguments.released]
     if arguments.dry_run:
-        print(planned(arms))
+        for name, part in parts.items():
+            print(*filter(None, [name, planned([*chosen.arms(part), *released])]), sep="\n")
         return
-    folder, every = RunFolder(arguments.out), 60 * arguments.checkpoint_minutes
-    folder.check(arms, {"data": preset.data})
-    folder.checkpoints({}, every)  # refuses what is no interval, before activations are computed
-    table = run(
-        arms,
-        preset.data.cache(arguments.device),
-        out=arguments.out,
+    results = study(
+        chosen,
+        parts,
+        arguments.out,
         device=arguments.device,
-        lm_tokens=preset.data.lm_tokens,
-        data=preset.data,
-        checkpoint_every=every,
+        released=released,
+        checkpoint_every=60 * arguments.checkpoint_minutes,
     )
-    print(summary(table))
-    _draw(chosen.figures, ablation.Results.read(arguments.out), arguments.out / "figures")
-    if verdict := chosen.answer(table):
+    print(summary(results.table))
+    _draw(chosen.figures, results, arguments.out / "figures")
+    if verdict := chosen.answer(results):
         print(verdict)
-    print(f"table: {arguments.out / 'table.csv'}")
+    for name in parts:
+        print(f"table: {arguments.out / name / 'table.csv'}")
 
 
-def _draw(figures: ablation.Figures, results: ablation.Results, folder: Path) -> None:
+def _draw(figures: Figures, results: Results, folder: Path) -> None:
     for name, drawn in figures(results).items():
         path, *_ = plots.save(drawn, folder, name)
         print(f"figure: {path}")
@@ -157,7 +159,7 @@ def show_status(arguments: argparse.Namespace) -> None:
         print(f"{count:4} {state}: {STATES[str(state)]}")
 
 
-def _comparison(results: ablation.Results) -> dict[str, Figure]:
+def _comparison(results: Results) -> dict[str, Figure]:
     return plots.comparison(results.table, results.frequencies)
 
 
@@ -165,25 +167,25 @@ def draw_figures(arguments: argparse.Namespace) -> None:
     """figures: draws again from tables."""
     if arguments.ablation is not None:
         chosen, folder = ablation.load(arguments.ablation), arguments.folder
-        _draw(chosen.figures, ablation.Results.read(folder), folder / "figures")
+        _draw(chosen.figures, Results.read(folder), folder / "figures")
         return
     if arguments.folder is not None:
-        results = ablation.Results.read(arguments.folder)
+        results = Results.read(arguments.folder)
         _draw(_comparison, results, arguments.folder / "figures")
         return
-    found = ablation.published_names(PUBLISHED)
+    found = [name for name in ablation.names() if is_published(name, PUBLISHED)]
     if not found:
         raise InputError(f"{PUBLISHED / 'tables'}: nothing is published; run `sae-bench publish`")
     for name in found:
-        results = ablation.Results.published(name, PUBLISHED)
+        results = Results.published(name, PUBLISHED)
         _draw(ablation.load(name).figures, results, PUBLISHED / "figures" / name)
 
 
 def publish(arguments: argparse.Namespace) -> None:
     """publish: copies tables to the committed results."""
     chosen = ablation.load(arguments.ablation)
-    ablation.Results.read(arguments.folder).publish(chosen.name, PUBLISHED)
-    results = ablation.Results.published(chosen.name, PUBLISHED)
+    Results.read(arguments.folder).publish(chosen.name, PUBLISHED)
+    results = Results.published(chosen.name, PUBLISHED)
     _draw(chosen.figures, results, PUBLISHED / "figures" / chosen.name)
 
 

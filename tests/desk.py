@@ -49,8 +49,8 @@ def figures(results):
     return plots.comparison(results.table, results.frequencies)
 
 
-def answer(table):
-    return f"the best FVU is {table['fvu'].min():.3f}"
+def answer(results):
+    return f"the best FVU is {results.table['fvu'].min():.3f}"
 '''
 
 

@@ -8,19 +8,21 @@ import pandas as pd
 import pytest
 
 from ablations import _controls, factorial
-from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED
-from sae_bench.ablation import Results
+from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, cell, prepared
+from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval
+from sae_bench.results import Results
 from sae_bench.run import run
 from tests.grids import tensor_cache
 
 STUDY = factorial.PRESETS["study"]
 ARMS = factorial.arms(STUDY)
 PUBLISHED = Path(__file__).parents[2] / "results"
+NONE = pd.DataFrame()
 
 
 def named(arms: list) -> pd.Series:
-    return factorial.cell(pd.DataFrame([arm.columns() for arm in arms]))
+    return cell(pd.DataFrame([arm.columns() for arm in arms]))
 
 
 def test_six_cells_with_five_seeds_and_five_bridges_with_three() -> None:
@@ -85,24 +87,24 @@ def finished(folder: Path) -> Results:
 
 def test_every_line_trains_and_draws(finished: Results) -> None:
     assert set(finished.table["status"]) == {"trained"}
-    assert set(factorial.cell(finished.table)) == set(LINES)
+    assert set(cell(finished.table)) == set(LINES)
     drawn = factorial.figures(finished)
     assert {"fvu_vs_l0", "high_frequency", "frequency_histograms", "effects"} <= set(drawn)
     assert "bridges_fvu_vs_l0" in drawn
-    assert isinstance(factorial.answer(finished.table), str)
+    assert isinstance(factorial.answer(finished), str)
 
 
 def test_thresholds_are_reported_where_they_are_trained(finished: Results) -> None:
     known = finished.table["theta_over_eps"].notna()
     assert (known == (finished.table["activation"].str.startswith("JumpReLU"))).all()
-    assert "theta/eps" in factorial.answer(finished.table)
+    assert "theta/eps" in factorial.answer(finished)
 
 
 def synthetic(penalty: float, activation: float, seeds: int = 5) -> pd.DataFrame:
     """The published pilot's columns, with log FVU = -0.5 log L0 plus the two effects."""
     pilot = pd.read_csv(PUBLISHED / "tables" / "factorial.csv")
     rows = []
-    for name, part in pilot.groupby(factorial.cell(pilot)):
+    for name, part in pilot.groupby(cell(pilot)):
         first = part.iloc[0]
         shift = activation * name.startswith("JumpReLU") + penalty * ("+ L0" in name)
         for seed in range(seeds):
@@ -128,7 +130,7 @@ def synthetic(penalty: float, activation: float, seeds: int = 5) -> pd.DataFrame
 def test_the_answer_names_what_made_the_difference(
     penalty: float, activation: float, word: str
 ) -> None:
-    said = factorial.answer(synthetic(penalty, activation))
+    said = factorial.answer(Results(synthetic(penalty, activation), NONE))
     fvu = [line for line in said.splitlines() if line.startswith("  FVU at matched L0, 4 places")]
     assert len(fvu) == 2
     assert all(f"less because of {word}." in line for line in fvu)
@@ -145,26 +147,36 @@ def test_the_verdict_needs_the_sign() -> None:
 
 def test_tuning_tables_list_trials() -> None:
     table = synthetic(0, 0, seeds=1)
-    found = factorial.trials(factorial.prepared(table))
+    found = factorial.trials(prepared(table))
     assert set(found["cell"]) == set(CELLS)
     assert found["fvu"].to_numpy() == pytest.approx(np.exp(-0.5 * np.log(40)), rel=0.02)
-    assert "fvu" in factorial.answer(table)
+    assert "fvu" in factorial.answer(Results(table, NONE))
 
 
 def test_the_published_table_can_be_drawn_and_answered() -> None:
     results = Results.published("factorial", PUBLISHED)
     assert {"fvu_vs_l0", "effects"} <= set(factorial.figures(results))
-    assert "JumpReLU for ReLU" in factorial.answer(results.table)
+    assert "JumpReLU for ReLU" in factorial.answer(results)
 
 
 def test_controls_are_rows_like_the_others(
     folder: Path, finished: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_controls, "SWEEP", (4, 2))
-    found = _controls.controls(folder, tensor_cache(d_in=16), lm_tokens=0)
+    cache = tensor_cache(d_in=16)
+    preset = STUDY.replace(data=STUDY.data.replace(lm_tokens=0))
+    found = _controls.controls(Finished(preset, finished.table, folder, cache))
     assert Counter(found["cell"]) == {"rescaled": 12, "thresholded": 4, "thresholded, rescaled": 4}
     assert set(finished.table) - {"delta_lm_loss", "loss_recovered"} <= set(found)
     swept = found[found["cell"] == "thresholded"].groupby("setting")["l0"].mean()
     assert found["arm"].is_unique
     assert swept.max() < found["l0"].max()
-    assert _controls.drawn(finished.table, found).axes
+    results = Results(finished.table, finished.frequencies, {"controls": found})
+    assert factorial.figures(results)["controls"].axes
+
+
+def test_cells_and_bridges_are_parts() -> None:
+    parts = STUDY.parts()
+    assert list(parts) == ["cells", "bridges"]
+    assert [len(factorial.arms(part)) for part in parts.values()] == [180, 90]
+    assert list(factorial.PRESETS["pilot"].parts()) == ["cells"]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from ablations import quickstart
-from sae_bench.ablation import Data, Results
+from sae_bench.ablation import Data
 from sae_bench.arm import Arm
+from sae_bench.results import Results
 from sae_bench.run import run
 from sae_bench.text import Documentation, Excerpts
 from tests.grids import tensor_cache
@@ -83,4 +84,4 @@ def test_figures_come_from_the_tables(finished: tuple[list[Arm], Path]) -> None:
 
 
 def test_the_answer_is_text(finished: tuple[list[Arm], Path]) -> None:
-    assert isinstance(quickstart.answer(Results.read(finished[1]).table), str)
+    assert isinstance(quickstart.answer(Results.read(finished[1])), str)

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from sae_bench import ablation
-from sae_bench.ablation import Data, Results
+from sae_bench.ablation import Data
 from sae_bench.components import from_record
 from sae_bench.errors import InputError
+from sae_bench.results import Results
 from sae_bench.store import MEASURED
 from tests.desk import ABLATION
 
@@ -51,7 +52,7 @@ def test_a_file_of_one_s_own(file: Path) -> None:
     assert loaded.preset("greedy") is loaded.presets["greedy"]
     arms = loaded.arms(loaded.preset(None))
     assert [arm.objection is None for arm in arms] == [True] * 4 + [False]
-    assert "0.250" in loaded.answer(pd.DataFrame({"fvu": [0.5, 0.25]}))
+    assert "0.250" in loaded.answer(Results(pd.DataFrame({"fvu": [0.5, 0.25]}), pd.DataFrame()))
 
 
 def test_a_file_s_name_hides_no_module(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_minutes_between_checkpoints(desk: Path, monkeypatch: pytest.MonkeyPatch
         asked.append(checkpoint_every)
         raise InputError("that is all")
 
-    monkeypatch.setattr("sae_bench.commands.run", run)
+    monkeypatch.setattr("sae_bench.study.run", run)
     for options in ([], ["--checkpoint-minutes", "0.5"]):
         assert main([*RUN, "--out", "unused", *options]) == 2
     assert asked == [600, 30]

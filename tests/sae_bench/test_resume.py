@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 
 from architectures import JumpReLUSAE, ReLUSAE, TopKSAE
-from sae_bench.ablation import Results
 from sae_bench.activations import TopK
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
@@ -23,6 +22,7 @@ from sae_bench.checkpoints import Checkpoints
 from sae_bench.components import digest
 from sae_bench.contexts import Packed
 from sae_bench.penalties import L0
+from sae_bench.results import Results
 from sae_bench.run import run
 from sae_bench.store import MEASURED
 from sae_bench.stream import ActivationStream

@@ -14,7 +14,6 @@ import torch
 
 import sae_bench
 from architectures import ReLUSAE, TopKSAE
-from sae_bench.ablation import Results
 from sae_bench.activations import Latents
 from sae_bench.arm import Arm, grid
 from sae_bench.cache import ActivationCache
@@ -22,6 +21,7 @@ from sae_bench.contexts import Packed
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
 from sae_bench.loading import load_sae
+from sae_bench.results import Results
 from sae_bench.run import run
 from sae_bench.stream import ActivationStream
 from sae_bench.train import train

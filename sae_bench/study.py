@@ -1,0 +1,106 @@
+"""Running an ablation: its parts one after the other, and what else it measures."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from sae_bench.ablation import Ablation, Data, Finished, Preset
+from sae_bench.arm import Arm
+from sae_bench.cache import ActivationCache
+from sae_bench.checkpoints import EVERY
+from sae_bench.components import digest
+from sae_bench.errors import InputError
+from sae_bench.files import read_record, write_record, write_table
+from sae_bench.released import Released
+from sae_bench.results import FURTHER, Results
+from sae_bench.run import run
+from sae_bench.store import RunFolder
+
+
+def chosen_parts(preset: Preset, names: Iterable[str] = ()) -> dict[str, Preset]:
+    """Parts of a preset by name; all, if none are named.
+
+    Raises:
+        InputError: it has no such part.
+    """
+    parts = dict(preset.parts())
+    for name in names:
+        if name not in parts:
+            raise InputError(f"unknown part {name!r}; it has {', '.join(map(repr, parts))}")
+    return {name: parts[name] for name in names or parts}
+
+
+def study(
+    chosen: Ablation,
+    parts: Mapping[str, Preset],
+    out: Path,
+    *,
+    device: str | None = None,
+    released: Iterable[Released] = (),
+    checkpoint_every: float = EVERY,
+) -> Results:
+    """Trains and measures what is missing of every part, and returns the tables of all.
+
+    A part's run folder is `out`/NAME, or `out` itself if it has no name. All folders are checked
+    before any activation is computed.
+
+    Raises:
+        InputError: as `run`.
+    """
+    folders = {name: out / name for name in parts}
+    grids: dict[str, list[Arm | Released]] = {
+        name: [*chosen.arms(part), *released] for name, part in parts.items()
+    }
+    for name, part in parts.items():
+        RunFolder(folders[name]).check(grids[name], {"data": part.data})
+        RunFolder(folders[name]).checkpoints({}, checkpoint_every)
+    caches = _caches([data for part in parts.values() for data in _data(part)], device)
+    for name, part in parts.items():
+        cache = caches[part.data]
+        table = run(
+            grids[name],
+            cache,
+            {key: _held_out(caches[data]) for key, data in part.evaluation().items()} or None,
+            out=folders[name],
+            device=device,
+            lm_tokens=part.data.lm_tokens,
+            data=part.data,
+            checkpoint_every=checkpoint_every,
+        )
+        finished = Finished(part, table, folders[name], cache)
+        for key, measure in chosen.further.items():
+            _keep(key, measure, finished)
+    return Results.read(out)
+
+
+def _data(part: Preset) -> list[Data]:
+    return [part.data, *part.evaluation().values()]
+
+
+def _caches(wanted: Iterable[Data], device: str | None) -> dict[Data, ActivationCache]:
+    """Builds or finds them; those that differ in the site alone come out of one pass."""
+    wanted = list(dict.fromkeys(wanted))
+    found: dict[Data, ActivationCache] = {}
+    for passing in dict.fromkeys(data.replace(site="") for data in wanted):
+        together = [data for data in wanted if data.replace(site="") == passing]
+        caches = passing.caches([data.site for data in together], device)
+        found |= {data: caches[data.site] for data in together}
+    return found
+
+
+def _held_out(cache: ActivationCache) -> ActivationCache:
+    assert cache.held_out is not None  # `Data` always asks for one
+    return cache.held_out
+
+
+def _keep(name: str, measure: Callable[[Finished], pd.DataFrame], finished: Finished) -> None:
+    """Measures and writes a further table, unless that was done for the same arms."""
+    folder = finished.folder / FURTHER
+    table, record = folder / f"{name}.parquet", folder / f"{name}.json"
+    inputs = {"arms": digest(sorted(finished.table["arm"]))}
+    if table.exists() and record.exists() and read_record(record) == inputs:
+        return
+    folder.mkdir(exist_ok=True)
+    write_table(table, measure(finished))
+    write_record(record, inputs)

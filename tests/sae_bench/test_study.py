@@ -1,0 +1,104 @@
+"""Ablations in parts, what they measure besides, and what is published of them."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sae_bench import ablation
+from sae_bench.errors import InputError
+from sae_bench.results import Results
+from sae_bench.study import chosen_parts, study
+from tests.desk import ABLATION, furnish
+
+PARTED = (
+    ABLATION
+    + """
+from dataclasses import dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class TwoSites(Preset):
+    def parts(self):
+        sites = ("layers.0.resid_post", "layers.1.resid_post")
+        return {site[7]: self.replace(data=self.data.replace(site=site)) for site in sites}
+
+    def evaluation(self):
+        return {
+            str(length): self.data.replace(context=Packed(length)) for length in (8, 24)
+        }
+
+
+def decoders(finished):
+    trained = finished.table[finished.table["status"] == "trained"].drop_duplicates("arm")
+    norms = [finished.sae(arm).W_dec.detach().norm().item() for arm in trained["arm"]]
+    return pd.DataFrame({"arm": trained["arm"], "norm": norms})
+
+
+FURTHER = {"decoders": decoders}
+PRESETS = {"sites": TwoSites(DATA, 16, RECIPE)}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = furnish(tmp_path_factory.mktemp("desk"))
+    (folder / "letters.py").write_text(PARTED)
+    return folder
+
+
+def ran(desk: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> Results:
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(desk / "cache"))
+    chosen = ablation.load("letters.py")
+    return study(chosen, chosen_parts(chosen.preset(None), names), desk / "run", device="cpu")
+
+
+def test_parts_evaluation_sets_and_further_tables(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = ran(desk, monkeypatch, ["1"])
+    assert set(one.table["part"]) == {"1"}
+    first = desk / "run" / "1" / "further" / "decoders.parquet"
+    made = first.stat().st_mtime_ns
+    both = ran(desk, monkeypatch, [])
+    assert first.stat().st_mtime_ns == made  # measured once
+    measured = both.table[both.table["status"] == "trained"]
+    assert set(measured["eval_set"]) == {"8", "24"}
+    assert measured.groupby("part")["site"].unique().str[0].to_dict() == {
+        "0": "layers.0.resid_post",
+        "1": "layers.1.resid_post",
+    }
+    assert measured.groupby(["part", "arm"]).size().eq(2).all()
+    assert set(both.further) == {"decoders"}
+    assert set(both.further["decoders"]["arm"]) == set(measured["arm"])
+    assert set(both.frequencies["arm"]) == set(measured["arm"])
+    assert measured["arm"].str.startswith(("0/", "1/")).all()
+    read = Results.read(desk / "run")
+    pd.testing.assert_frame_equal(read.table, both.table)
+
+
+def test_what_is_published_of_other_parts_stays(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    both = ran(desk, monkeypatch, [])
+
+    def only(part: str) -> Results:
+        return Results.read(desk / "run" / part).named(part)
+
+    only("0").publish("letters", tmp_path)
+    only("1").publish("letters", tmp_path)
+    only("0").publish("letters", tmp_path)
+    found = Results.published("letters", tmp_path)
+    shown = ["part", "arm", "eval_set", "series", "fvu"]
+    pd.testing.assert_frame_equal(found.table[shown], both.table[shown])
+    assert list(found.frequencies["arm"]) == list(both.frequencies["arm"])
+    pd.testing.assert_frame_equal(found.further["decoders"], both.further["decoders"])
+
+
+def test_a_part_that_is_not_there(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"unknown part 'x'; it has '0', '1'"):
+        ran(desk, monkeypatch, ["x"])
