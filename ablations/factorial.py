@@ -43,9 +43,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations._controls import controlled, controls
+from ablations._convergence import convergence, converging
+from ablations._documents import document_noise
 from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, Tuned, prepared
 from sae_bench import bands, plots
-from sae_bench.ablation import Data, Preset
+from sae_bench.ablation import Data, Finished, Preset
 from sae_bench.arm import Arm, grid
 from sae_bench.contrasts import Interval, Outcome, Square, compare, interpolate
 from sae_bench.recipe import Recipe
@@ -270,7 +272,12 @@ def answer(results: Results) -> str:
 SIDES = {"A": "JumpReLU for ReLU", "B": "L0 for L1", "interaction": "interaction"}
 
 
-FURTHER = {"controls": controls}
+def documents(finished: Finished) -> pd.DataFrame:
+    """The contrasts of FVU and delta LM loss with intervals over documents."""
+    return document_noise(finished, WAYS, (FVU, LOSS))
+
+
+FURTHER = {"convergence": convergence, "documents": documents, "controls": controls}
 
 
 def figures(results: Results) -> dict[str, Figure]:
@@ -291,6 +298,8 @@ def figures(results: Results) -> dict[str, Figure]:
         drawn["effects"] = _effects(measured_effects(table))
     if "controls" in results.further:
         drawn["controls"] = controlled(table, results.further["controls"])
+    if "convergence" in results.further:
+        drawn["convergence"] = converging(results.further["convergence"], list(CELLS))
     return drawn
 
 

@@ -120,6 +120,10 @@ class Finished:
         """A trained SAE, which takes raw activations."""
         return load_sae(self.folder / "arms" / arm / "sae")
 
+    def history(self, arm: str) -> pd.DataFrame:
+        """Its training, a row a logged step: step, tokens, lr, l0, fvu, terms of the loss."""
+        return pd.read_parquet(self.folder / "arms" / arm / "training.parquet")
+
 
 @dataclass(frozen=True)
 class Ablation:

@@ -124,5 +124,10 @@ def measure(
     for x in shown(cache.chunks(chunk), f"measuring {len(saes)} arms", chunks, "chunks"):
         for meter in meters:
             meter.add(x)
-    documents = np.arange(cache.rows) if cache.site is None else cache.columns().document
+    documents = documents_of(cache)
     return [meter.result(moments, documents) for meter in meters]
+
+
+def documents_of(cache: ActivationCache) -> Int[np.ndarray, " rows"]:
+    """The document of each row; for a tensor, where that is unknown, each row is one of its own."""
+    return np.arange(cache.rows) if cache.site is None else cache.columns().document

@@ -68,7 +68,20 @@ def text_batches(
         yield TextBatch(ids, mask, batch.documents, kept)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Spliced:
+    """Cross-entropy in nats at the scored positions.
+
+    clean: of the untouched model; zeroed: with activations set to zero at the same positions;
+    spliced: with reconstructions, one array an SAE; documents: which each position belongs to.
+    """
+
+    clean: Float[np.ndarray, " scored"]
+    zeroed: Float[np.ndarray, " scored"]
+    spliced: list[Float[np.ndarray, " scored"]]
+    documents: Int[np.ndarray, " scored"]
+
+
 def splice(
     saes: Sequence[SparseAutoencoder],
     cache: ActivationCache,
@@ -76,15 +89,29 @@ def splice(
     tokens: int,
     batch_tokens: int = 1024,
 ) -> list[dict[str, Any]]:
-    """Language-model metrics of SAEs that take raw activations, in the mode they are in.
-
-    The model runs up to the site once a batch; only the rest runs once for each SAE. Special
-    positions keep their original activations and are not scored.
+    """Language-model metrics of SAEs; arguments as in `losses`.
 
     lm_tokens: scored positions. lm_loss: cross-entropy of the untouched model, in nats.
     delta_lm_loss: cross-entropy with reconstructions minus lm_loss, with a 95% interval from a
     bootstrap over documents. loss_recovered: 1 - delta_lm_loss / (cross-entropy with activations
     set to zero at the same positions - lm_loss).
+    """
+    found = losses(saes, cache, lm, tokens, batch_tokens)
+    return [_result(found.clean, found.zeroed, loss, found.documents) for loss in found.spliced]
+
+
+@torch.no_grad()
+def losses(
+    saes: Sequence[SparseAutoencoder],
+    cache: ActivationCache,
+    lm: LanguageModel,
+    tokens: int,
+    batch_tokens: int = 1024,
+) -> Spliced:
+    """Losses of the language model with SAEs that take raw activations, in the mode they are in.
+
+    The model runs up to the site once a batch; only the rest runs once for each SAE. Special
+    positions keep their original activations and are not scored.
 
     Args:
         saes: measured one after another on each batch.
@@ -113,10 +140,10 @@ def splice(
         documents.append(batch.documents[:, 1:][batch.scored.cpu().numpy()])
         clean.append(batch.losses(passed.logits))
         zeroed.append(losses_with(torch.zeros_like(rows)))
-        for sae, losses in zip(saes, spliced, strict=True):
-            losses.append(losses_with(_reconstruct(sae, rows)))
+        for sae, found in zip(saes, spliced, strict=True):
+            found.append(losses_with(_reconstruct(sae, rows)))
     base, zero, owner = (np.concatenate(parts) for parts in (clean, zeroed, documents))
-    return [_result(base, zero, np.concatenate(losses), owner) for losses in spliced]
+    return Spliced(base, zero, [np.concatenate(found) for found in spliced], owner)
 
 
 def _reconstruct(sae: SparseAutoencoder, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:

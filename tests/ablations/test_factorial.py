@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ablations import _controls, factorial
+from ablations import _controls, _documents, factorial
+from ablations._convergence import convergence
 from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, cell, prepared
 from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval
@@ -180,3 +181,48 @@ def test_cells_and_bridges_are_parts() -> None:
     assert list(parts) == ["cells", "bridges"]
     assert [len(factorial.arms(part)) for part in parts.values()] == [180, 90]
     assert list(factorial.PRESETS["pilot"].parts()) == ["cells"]
+
+
+def test_histories_are_followed_near_two_l0s(folder: Path, finished: Results) -> None:
+    part = Finished(STUDY, finished.table, folder, tensor_cache(d_in=16))
+    found = convergence(part)
+    assert set(found["near"]) == {32, 128}
+    assert set(found["cell"]) == set(LINES)
+    assert found.groupby(["near", "cell"])["arm"].nunique().eq(1).all()
+    assert found.groupby(["near", "cell"])["tokens"].max().eq(512).all()
+    results = Results(finished.table, finished.frequencies, {"convergence": found})
+    assert len(factorial.figures(results)["convergence"].axes) == 2
+
+
+def test_contrasts_over_documents(
+    folder: Path, finished: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents all alike leave no noise, and the mean is the contrast of the table."""
+    rows = synthetic(-0.2, -0.1)
+    cells = rows[rows["seed"] == 0]
+
+    def alike(*_: object) -> dict[str, np.ndarray]:
+        ones = np.ones(20)
+        found = {"l0": cells["l0"], "error": cells["fvu"], "delta": cells["delta_lm_loss"]}
+        sums = {name: np.outer(values, ones) for name, values in found.items()}
+        return sums | dict.fromkeys(("tokens", "deviation", "scored"), ones)
+
+    monkeypatch.setattr(_documents, "_sums", alike)
+    monkeypatch.setattr(_documents, "REPLICATES", 3)
+    monkeypatch.setattr(Finished, "sae", lambda *_: None)
+    found = factorial.documents(Finished(STUDY, rows, folder, tensor_cache(d_in=16)))
+    assert set(found["outcome"]) == {factorial.FVU.name, factorial.LOSS.name}
+    penalty = found[found["contrast"] == "B"]
+    for column in ("mean", "low", "high"):
+        assert penalty[column].to_numpy() == pytest.approx(-0.2, abs=0.01)
+    assert (found["high"] - found["low"]).abs().max() < 1e-9
+
+
+def test_sums_over_documents_are_those_of_the_table(folder: Path, finished: Results) -> None:
+    preset = STUDY.replace(data=STUDY.data.replace(lm_tokens=0))
+    part = Finished(preset, finished.table, folder, tensor_cache(d_in=16))
+    rows = finished.table.iloc[:3]
+    sums = _documents._sums(part, [part.sae(arm) for arm in rows["arm"]])
+    found = _documents._measures(sums, np.ones(len(sums["tokens"]), dtype=np.int64))
+    assert np.exp(found["log_l0"]) == pytest.approx(rows["l0"].to_numpy())
+    assert np.exp(found["log_fvu"]) == pytest.approx(rows["fvu"].to_numpy(), rel=1e-5)
