@@ -3,11 +3,11 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from sae_bench.projection import NeedsDense
 from sae_bench.sae import Loss, SparseAutoencoder
 from sae_bench.signals import Held, held_signals
 from sae_bench.source import ActivationSource
+from sae_bench.waves import memory_need, waves
 
 LOGGED = 100
 """Rows of training history kept for each arm."""
@@ -267,44 +268,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 def group_key(arm: Arm) -> tuple[Any, ...]:
     """Arms with equal keys see the same batches and are trained together."""
     return arm.recipe.batch_size, arm.recipe.data_seed
-
-
-class Need(NamedTuple):
-    """Bytes that an arm takes as long as it is trained, and beside those during its own step."""
-
-    lasting: int
-    passing: int
-
-
-def memory_need(arm: Arm, d_in: int) -> Need:
-    """Lasting: parameters, two Adam moments, the state of counters and estimator. Passing: the
-    gradients, and about ten arrays of batch x d_sae while codes are dense (with sparse codes about
-    one). Nothing for an arm that cannot be built: training it says why."""
-    try:
-        sae = arm.build(d_in)
-    except Exception:
-        return Need(0, 0)
-    parameters, buffers = (
-        sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        for tensors in (sae.parameters(), sae.buffers())
-    )
-    return Need(3 * parameters + buffers, parameters + 10 * arm.recipe.batch_size * arm.d_sae * 4)
-
-
-def waves(arms: Sequence[Arm], needs: Sequence[Need], budget: int) -> Iterator[list[Arm]]:
-    """Splits a group, in order, into waves that fit the budget (at least one arm each): the sum of
-    what lasts, and the largest of what passes, since arms take their steps in turn."""
-    wave: list[Arm] = []
-    used = Need(0, 0)
-    for arm, need in zip(arms, needs, strict=True):
-        following = Need(used.lasting + need.lasting, max(used.passing, need.passing))
-        if wave and sum(following) > budget:
-            yield wave
-            wave, following = [], need
-        wave.append(arm)
-        used = following
-    if wave:
-        yield wave
 
 
 def train(
