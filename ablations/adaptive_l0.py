@@ -1,0 +1,216 @@
+"""Is a fixed k wonky: what do tokens gain that may differ in L0?
+
+TopK gives every token the same number of latents. BatchTopK shares k * batch latents out over the
+tokens of a batch (and keeps one fixed threshold at inference), JumpReLU learns a threshold for each
+latent. At matched mean L0 they are compared in FVU and delta LM loss, over all tokens and by decile
+of difficulty: the untouched model's cross-entropy at the token, in predicting the next one.
+
+Stated before the run:
+- Places of comparison: L0 = 16, 32, 64, 128, those inside the range of every seed of all lines;
+  monotone interpolation in log L0. Differences from TopK are paired over seeds, 95% t-intervals.
+- FVU of a decile is the squared error of its tokens over their squared deviation from the mean of
+  all tokens measured. Deciles hold equally many tokens of `lm_tokens` scored positions.
+- Learning rate 8e-3: the best of the trials of `ablations/factorial.py` for JumpReLU and for TopK;
+  BatchTopK has TopK's.
+
+Scale of `study`: that of the factorial (1,152 latents, 400k tokens in batches of 512) with 4
+settings and 3 paired seeds a line: 36 arms, about 12 minutes of training on two cores and 8 of
+evaluation, since deciles need the language model once more.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ablations._lines import Tuned, prepared
+from ablations.factorial import STUDY
+from architectures import BatchTopKSAE, JumpReLUSAE, TopKSAE
+from architectures.topk import AuxK
+from sae_bench import bands, plots
+from sae_bench.ablation import Finished, Preset
+from sae_bench.activations import BatchTopK, TopK
+from sae_bench.arm import Arm, grid
+from sae_bench.contrasts import Interval, common_range, matched, t_interval
+from sae_bench.penalties import L0
+from sae_bench.results import Results
+from sae_bench.sites import resolve_site, resume_at
+from sae_bench.splicing import losses, text_batches
+
+PLACES = (16, 32, 64, 128)
+DECILES = 10
+LINES = ("TopK", "BatchTopK", "JumpReLU")
+FIXED, *ADAPTIVE = LINES
+
+
+@dataclass(frozen=True)
+class Adaptive(Preset):
+    """A preset with the settings of each line.
+
+    Args:
+        k: of TopK and BatchTopK.
+        jumprelu: coefficients of L0.
+        tuned: how JumpReLU starts and learns; its learning rate is everyone's.
+        seeds: paired.
+    """
+
+    k: tuple[int, ...] = (160, 64, 32, 14)
+    jumprelu: tuple[float, ...] = (8e-5, 2e-4, 4.3e-4, 1.1e-3)
+    tuned: Tuned = Tuned(lr=8e-3)
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+PRESETS = {"study": Adaptive(data=STUDY.data, d_sae=STUDY.d_sae, recipe=STUDY.recipe)}
+
+
+def arms(preset: Adaptive) -> list[Arm]:
+    """3 lines over their settings and seeds."""
+    tuned = preset.tuned
+    recipe = preset.recipe.replace(lr=tuned.lr, threshold_lr=tuned.threshold_lr)
+    common: dict[str, Any] = {"d_sae": preset.d_sae, "recipe": recipe, "seed": preset.seeds}
+    ranked = {**common, "aux": AuxK(dead_after=50_000)}
+    jump = {**common, "activation": tuned.activation, "kernel": tuned.estimator()}
+    return [
+        *grid(TopKSAE, activation=[TopK(k) for k in preset.k], **ranked),
+        *grid(BatchTopKSAE, activation=[BatchTopK(k) for k in preset.k], **ranked),
+        *grid(JumpReLUSAE, penalty=[L0(c) for c in preset.jumprelu], **jump),
+    ]
+
+
+def by_decile(
+    difficulty: Float[np.ndarray, " tokens"], *values: Float[np.ndarray, " tokens"]
+) -> Float[np.ndarray, "values 10"]:
+    """Means of each array over tokens from the easiest tenth to the hardest; ties in the order of
+    the tokens."""
+    order = np.argsort(difficulty, kind="stable")
+    return np.array(
+        [[part.mean() for part in np.array_split(each[order], DECILES)] for each in values]
+    )
+
+
+@torch.no_grad()
+def difficulty(finished: Finished) -> pd.DataFrame:
+    """Columns arm, decile (0: the easiest tokens), loss (of the untouched model, nats), l0, fvu and
+    delta_lm_loss of the decile's tokens; without a language model, none."""
+    cache = finished.cache.held_out
+    size = finished.preset.data.lm_tokens
+    assert cache is not None
+    if not size or (lm := cache.language_model()) is None or cache.site is None:
+        return pd.DataFrame()
+    keys = finished.table.loc[finished.table["l0"].notna(), "arm"].drop_duplicates()
+    saes = [finished.sae(arm) for arm in keys]
+    found = losses(saes, cache, lm, size)
+    site = resolve_site(lm, cache.site)
+    rows = torch.cat(
+        [
+            resume_at(lm, batch.ids, batch.mask, site).activations[:, :-1][batch.scored]
+            for batch in text_batches(cache, lm, size, 1024)
+        ]
+    )
+    deviation = (rows - rows.mean(0)).square().sum(1).double().numpy()
+    measured = []
+    for arm, sae, loss in zip(keys, saes, found.spliced, strict=True):
+        f = sae.encode(rows)
+        error = (rows - sae.decode(f)).square().sum(1).double().numpy()
+        l0 = (f > 0).sum(1).double().numpy()
+        means = by_decile(found.clean, found.clean, l0, error, deviation, loss - found.clean)
+        measured += [
+            {"arm": arm, "decile": decile, "loss": clean, "l0": on, "fvu": e / d, "delta": delta}
+            for decile, (clean, on, e, d, delta) in enumerate(means.T)
+        ]
+    return pd.DataFrame(measured).rename(columns={"delta": "delta_lm_loss"})
+
+
+FURTHER = {"difficulty": difficulty}
+
+
+def _measured(table: pd.DataFrame) -> pd.DataFrame:
+    known = prepared(table)
+    return known.assign(line=known["architecture"])
+
+
+def differences(table: pd.DataFrame, y: str) -> tuple[dict[str, Interval], list[int]]:
+    """y of each adaptive line minus TopK's, mean over the places, and the places.
+
+    Args:
+        table: one row an arm, with line, seed, eval_set, log_l0 and y.
+    """
+    low, high = common_range(table, "log_l0", y, "line", LINES)
+    places = [place for place in PLACES if low <= np.log(place) <= high]
+    values = matched(table, "log_l0", y, [float(np.log(place)) for place in places], "line")
+    apart = {line: values.loc[line] - values.loc[FIXED] for line in ADAPTIVE}
+    return {name: t_interval(rows.mean(axis=1).to_numpy()) for name, rows in apart.items()}, places
+
+
+def _deciles(results: Results) -> pd.DataFrame:
+    """The further table with each arm's line, seed, evaluation set and mean L0."""
+    arms = _measured(results.table)[["arm", "line", "seed", "eval_set", "log_l0"]]
+    rows = results.further["difficulty"].merge(arms, on="arm")
+    return rows.assign(log_fvu=np.log(rows["fvu"]))
+
+
+def answer(results: Results) -> str:
+    """Differences from TopK at matched L0, over all tokens and at both ends of difficulty."""
+    table = _measured(results.table)
+    said = ["What tokens gain that may differ in L0, at matched mean L0, against TopK:"]
+    for y, name in (("log_fvu", "FVU"), ("log_delta_lm_loss", "delta LM loss")):
+        found, places = differences(table, y)
+        if not places:
+            said.append(f"  {name}: no common range of L0, so no answer.")
+            continue
+        shown = ", ".join(f"{line} {found[line].percent()}" for line in ADAPTIVE)
+        said.append(f"  {name} at L0 {', '.join(map(str, places))}: {shown}.")
+    if results.further.get("difficulty", pd.DataFrame()).empty:
+        return "\n".join(said)
+    deciles = _deciles(results)
+    for decile, words in ((0, "easiest"), (DECILES - 1, "hardest")):
+        found, _ = differences(deciles[deciles["decile"] == decile], "log_fvu")
+        shown = ", ".join(f"{line} {found[line].percent()}" for line in ADAPTIVE)
+        said.append(f"  FVU of the {words} tenth of the tokens: {shown}.")
+    ends = deciles[deciles["decile"].isin((0, DECILES - 1))]
+    spread = ends.pivot_table(index=["line", "arm"], columns="decile", values="l0")
+    ratio = (spread[DECILES - 1] / spread[0]).groupby("line").mean()
+    shown = ", ".join(f"{line} {ratio[line]:.2f}" for line in LINES)
+    said.append(f"  L0 of the hardest tenth over L0 of the easiest, mean over arms: {shown}.")
+    return "\n".join(said)
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Frontiers with bands over seeds, the spread of L0, and FVU and L0 by decile."""
+    table = _measured(results.table)
+    drawn = plots.figure(6.8, 2.6, 1, 2)
+    for y, axes in zip(("fvu", "delta_lm_loss"), drawn.axes, strict=True):
+        bands.bands(table, axes, x="l0", y=y, by="line", lines=list(LINES))
+        bands.logarithmic(axes)
+    bands.label_ends(drawn.axes[1])
+    found = {"frontiers": drawn}
+    if not results.further.get("difficulty", pd.DataFrame()).empty:
+        found["difficulty"] = _by_difficulty(_deciles(results))
+    return found
+
+
+def _by_difficulty(deciles: pd.DataFrame) -> Figure:
+    """Of each line and seed, the arm whose mean L0 is nearest to 64."""
+    drawn = plots.figure(6.8, 2.6, 1, 2)
+    miss = (deciles["log_l0"] - np.log(64)).abs()
+    near = deciles[miss == miss.groupby([deciles["line"], deciles["seed"]]).transform("min")]
+    for y, axes in zip(("l0", "fvu"), drawn.axes, strict=True):
+        for index, line in enumerate(LINES):
+            _decile_line(near[near["line"] == line], axes, y, index, line)
+        axes.set(xlabel="decile of the token's loss", ylabel={"l0": "L0", "fvu": "FVU"}[y])
+        axes.grid(alpha=0.25, linewidth=0.5)
+    bands.label_ends(drawn.axes[1])
+    return drawn
+
+
+def _decile_line(rows: pd.DataFrame, axes: Axes, y: str, index: int, line: str) -> None:
+    by: Any = rows.groupby("decile")[y]
+    colour, places = bands.COLOURS[index], np.arange(1, DECILES + 1)
+    axes.plot(places, by.mean(), bands.MARKERS[index], color=colour, markersize=3, label=line)
+    axes.plot(places, by.mean(), color=colour, linewidth=1)
+    axes.fill_between(places, by.min(), by.max(), color=colour, alpha=0.2, linewidth=0)
