@@ -178,9 +178,11 @@ def test_controls_are_rows_like_the_others(
 
 def test_cells_and_bridges_are_parts() -> None:
     parts = STUDY.parts()
-    assert list(parts) == ["cells", "bridges"]
-    assert [len(factorial.arms(part)) for part in parts.values()] == [180, 90]
-    assert list(factorial.PRESETS["pilot"].parts()) == ["cells"]
+    cells, bridges = [f"cells-{n}" for n in range(5)], [f"bridges-{n}" for n in range(3)]
+    assert list(parts) == cells + bridges
+    assert {len(factorial.arms(part)) for name, part in parts.items() if name in cells} == {36}
+    assert sum(len(factorial.arms(part)) for part in parts.values()) == 270
+    assert list(factorial.PRESETS["pilot"].parts()) == ["cells-0", "cells-1"]
 
 
 def test_histories_are_followed_near_two_l0s(folder: Path, finished: Results) -> None:
@@ -210,12 +212,14 @@ def test_contrasts_over_documents(
     monkeypatch.setattr(_documents, "_sums", alike)
     monkeypatch.setattr(_documents, "REPLICATES", 3)
     monkeypatch.setattr(Finished, "sae", lambda *_: None)
-    found = factorial.documents(Finished(STUDY, rows, folder, tensor_cache(d_in=16)))
+    found = factorial.documents(Finished(STUDY, cells, folder, tensor_cache(d_in=16)))
     assert set(found["outcome"]) == {factorial.FVU.name, factorial.LOSS.name}
     penalty = found[found["contrast"] == "B"]
     for column in ("mean", "low", "high"):
         assert penalty[column].to_numpy() == pytest.approx(-0.2, abs=0.01)
     assert (found["high"] - found["low"]).abs().max() < 1e-9
+    said = factorial.answer(Results(rows, NONE, {"documents": found}))
+    assert "over 20 documents at fixed SAEs of one seed, the widest: FVU" in said
 
 
 def test_sums_over_documents_are_those_of_the_table(folder: Path, finished: Results) -> None:
