@@ -16,7 +16,7 @@ Stated before the run:
   seed of all four cells; monotone interpolation in log L0, no extrapolation. Firing frequencies are
   also compared at equal delta LM loss.
 - Changed after the first seed was seen: delta LM loss is compared at L0 = 16, 32 and 64 alone, and
-  matched at 0.03, 0.06, 0.12 and 0.2 nats. At L0 = 128 the best cells cost the model 0.00 +- 0.01
+  matched at 0.03, 0.06, 0.12 and 0.2 nats. At L0 = 128 the best cells cost the model 0.00 +- 0.02
   nats on these tokens, a logarithm of noise.
 - Outcomes: log FVU, log delta LM loss, `above_10pct`, `above_1pct`, `l0_share_above_10pct`.
 - An effect is called one if the 95% t-interval over paired seeds of its mean over the places
