@@ -66,6 +66,8 @@ PLACES = (16, 32, 64, 128)
 AT = tuple(float(x) for x in np.log(PLACES))
 LOSSES = tuple(float(x) for x in np.log((0.03, 0.06, 0.12, 0.2)))
 """Values of log delta LM loss, nats, at which firing frequencies are compared."""
+FLOOR = 0.01
+"""Delta LM loss, nats, below which figures do not go: the text's noise."""
 
 
 @dataclass(frozen=True)
@@ -313,17 +315,18 @@ FURTHER = {"convergence": convergence, "documents": documents, "controls": contr
 def figures(results: Results) -> dict[str, Figure]:
     """Frontiers with bands over seeds (cells, then bridges), the 2x2s, firing frequencies."""
     table = prepared(results.table)
+    known = table[table["delta_lm_loss"].isna() | (table["delta_lm_loss"] > FLOOR)]
     drawn = {
         "fvu_vs_l0": _frontiers(table, "fvu", CELLS),
-        "delta_lm_loss_vs_l0": _frontiers(table, "delta_lm_loss", CELLS),
-        "high_frequency": _frequent(table),
+        "delta_lm_loss_vs_l0": _frontiers(known, "delta_lm_loss", CELLS),
+        "high_frequency": _frequent(table, known),
         "frequency_histograms": _histograms(table, results.frequencies),
     }
     if table["cell"].isin(BRIDGES).any():
         first, *others = BRIDGES
         beside = ("ReLU + L1", first, "JumpReLU + L0 (theta)", *others)  # cells keep their colours
         drawn["bridges_fvu_vs_l0"] = _frontiers(table, "fvu", beside)
-        drawn["bridges_delta_lm_loss_vs_l0"] = _frontiers(table, "delta_lm_loss", beside)
+        drawn["bridges_delta_lm_loss_vs_l0"] = _frontiers(known, "delta_lm_loss", beside)
     if table["seed"].nunique() > 1:
         drawn["effects"] = _effects(measured_effects(table))
     if "controls" in results.further:
@@ -342,10 +345,10 @@ def _frontiers(table: pd.DataFrame, y: str, lines: Iterable[str]) -> Figure:
     return drawn
 
 
-def _frequent(table: pd.DataFrame) -> Figure:
+def _frequent(table: pd.DataFrame, known: pd.DataFrame) -> Figure:
     drawn = plots.figure(6.8, 2.6, 1, 2)
-    for x, axes in zip(("l0", "delta_lm_loss"), drawn.axes, strict=True):
-        bands.bands(table, axes, x=x, y="l0_share_above_10pct", by="cell", lines=list(CELLS))
+    for x, rows, axes in zip(("l0", "delta_lm_loss"), (table, known), drawn.axes, strict=True):
+        bands.bands(rows, axes, x=x, y="l0_share_above_10pct", by="cell", lines=list(CELLS))
     drawn.axes[1].invert_xaxis()
     drawn.axes[1].set_ylabel("")
     bands.label_ends(drawn.axes[1])
