@@ -84,7 +84,7 @@ def document_noise(
     once = np.ones(documents, dtype=np.int64)
     outcomes = [outcome for outcome in outcomes if outcome.y in _measures(sums, once)]
     places = {
-        (way, outcome.name): outcome.places(table, "cell", square)
+        (way, outcome.name): outcome.places(table, "cell", square.cells)
         for way, square in squares.items()
         for outcome in outcomes
     }

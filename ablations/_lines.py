@@ -18,6 +18,7 @@ from architectures import GatedRIL1SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from architectures.topk import AuxK
 from sae_bench.activations import JumpReLU, LogThreshold, TopK
 from sae_bench.components import Component
+from sae_bench.contrasts import interpolate
 from sae_bench.estimators import BatchKDE
 from sae_bench.kernels import Rectangle
 from sae_bench.penalties import L0, L1, RIL1, Penalty, QuadraticFrequency, Tanh
@@ -166,3 +167,26 @@ def prepared(table: pd.DataFrame) -> pd.DataFrame:
     logs = {f"log_{name}": table[name] for name in ("l0", "fvu", "delta_lm_loss")}
     logs = {name: np.log(value.where(value > 0)) for name, value in logs.items()}
     return table.assign(cell=cell(table), **logs)
+
+
+def trials(table: pd.DataFrame, l0: float = 40.0) -> pd.DataFrame:
+    """FVU of each tuning trial at L0 = `l0`, log-log between its settings; best trial first."""
+    keys = ["cell", "lr", "threshold_lr", "activation", "kernel"]
+    rows = table.fillna({"kernel": ""})
+    rows = rows.assign(activation=rows["activation"].str.replace(r"TopK.*", "TopK", regex=True))
+    found = [
+        dict(zip(keys, key, strict=True))
+        | {
+            "fvu": float(
+                np.exp(
+                    interpolate(
+                        part["log_l0"].to_numpy(), part["log_fvu"].to_numpy(), np.log([l0])
+                    )[0]
+                )
+            )
+        }
+        for key, part in rows.groupby(keys, sort=False)
+    ]
+    order = {name: index for index, name in enumerate(LINES)}
+    by_line = pd.DataFrame(found).sort_values("fvu")
+    return by_line.sort_values("cell", key=lambda names: names.map(order), kind="stable")

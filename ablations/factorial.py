@@ -52,11 +52,11 @@ from matplotlib.figure import Figure
 from ablations._controls import controlled, controls
 from ablations._convergence import convergence, converging
 from ablations._documents import document_noise
-from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, Tuned, prepared
+from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, Tuned, prepared, trials
 from sae_bench import bands, plots
 from sae_bench.ablation import Data, Finished, Preset
 from sae_bench.arm import Arm, grid
-from sae_bench.contrasts import Interval, Outcome, Square, compare, interpolate
+from sae_bench.contrasts import Interval, Outcome, Square, compare, difference
 from sae_bench.recipe import Recipe
 from sae_bench.results import Results
 from sae_bench.text import After, Documentation, Excerpts
@@ -217,6 +217,25 @@ def _sentence(outcome: Outcome, found: Mapping[str, Interval], places: int) -> s
     return text
 
 
+def _paths(table: pd.DataFrame) -> list[str]:
+    """Gradients to the input against gradients to theta only, at matched L0."""
+    said = []
+    for penalty in ("L0", "L1"):
+        to_input, to_theta = (f"JumpReLU + {penalty} ({path})" for path in ("input", "theta"))
+        if not {to_input, to_theta} <= set(table["cell"]):
+            continue
+        found = {
+            outcome: difference(table, outcome, "cell", to_input, to_theta)[0]
+            for outcome in DECISIVE
+        }
+        shown = ", ".join(
+            f"{outcome.name} {(Interval.points if outcome in FREQUENT else Interval.percent)(each)}"
+            for outcome, each in found.items()
+        )
+        said.append(f"  under {penalty}: {shown}.")
+    return said
+
+
 def _evaluation_noise(found: pd.DataFrame) -> str:
     """How wide the main effects of one seed are over held-out documents."""
     rows = found[found["contrast"].isin(("A", "B"))]
@@ -237,29 +256,6 @@ def _collapse(table: pd.DataFrame) -> str:
         f"{row['theta_at_0']:.0%} of the thresholds at 0"
         for name, row in rows.mean().iterrows()
     )
-
-
-def trials(table: pd.DataFrame, l0: float = 40.0) -> pd.DataFrame:
-    """FVU of each tuning trial at L0 = `l0`, log-log between its settings; best trial first."""
-    keys = ["cell", "lr", "threshold_lr", "activation", "kernel"]
-    rows = table.fillna({"kernel": ""})
-    rows = rows.assign(activation=rows["activation"].str.replace(r"TopK.*", "TopK", regex=True))
-    found = [
-        dict(zip(keys, key, strict=True))
-        | {
-            "fvu": float(
-                np.exp(
-                    interpolate(
-                        part["log_l0"].to_numpy(), part["log_fvu"].to_numpy(), np.log([l0])
-                    )[0]
-                )
-            )
-        }
-        for key, part in rows.groupby(keys, sort=False)
-    ]
-    order = {name: index for index, name in enumerate(LINES)}
-    by_line = pd.DataFrame(found).sort_values("fvu")
-    return by_line.sort_values("cell", key=lambda names: names.map(order), kind="stable")
 
 
 def answer(results: Results) -> str:
@@ -286,6 +282,7 @@ def answer(results: Results) -> str:
                 for side, each in intervals.items()
                 if side in ("A", "B") and each.half_width > 0
             ]
+    said += ["What straight-through gradients to the input change in JumpReLU:", *_paths(table)]
     if "documents" in results.further:
         said.append(_evaluation_noise(results.further["documents"]))
     said += ["JumpReLU's thresholds, means over arms (under L1 they fall):", _collapse(table)]

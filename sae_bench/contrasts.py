@@ -194,8 +194,8 @@ class Outcome:
         y: column.
         x: column that is matched.
         name: in words.
-        at: values of x, of which those are used that lie inside the range of all seeds of all four
-            cells; empty: SPREAD values, evenly inside that range.
+        at: values of x, of which those are used that lie inside the range of all seeds of all
+            cells compared; empty: SPREAD values, evenly inside that range.
     """
 
     y: str
@@ -203,9 +203,9 @@ class Outcome:
     name: str
     at: tuple[float, ...] = ()
 
-    def places(self, table: pd.DataFrame, by: str, square: Square) -> list[float]:
+    def places(self, table: pd.DataFrame, by: str, cells: Sequence[str]) -> list[float]:
         """The values of x that are used; none if there is no common range."""
-        low, high = common_range(table, self.x, self.y, by, square.cells)
+        low, high = common_range(table, self.x, self.y, by, cells)
         if not low < high:
             return []
         at = self.at or np.linspace(low, high, SPREAD + 2)[1:-1]
@@ -213,6 +213,24 @@ class Outcome:
 
 
 SPREAD = 5
+
+
+def difference(
+    table: pd.DataFrame, outcome: Outcome, by: str, of: str, to: str
+) -> tuple[Interval, list[float]]:
+    """One cell minus another, mean over the places that both reach, paired over seeds; and the
+    places.
+
+    Args:
+        table: one row an arm.
+        outcome: what is compared.
+        by: column that names the cells.
+        of, to: the cells.
+    """
+    places = outcome.places(table, by, (of, to))
+    values = matched(table, outcome.x, outcome.y, places, by)
+    apart = (values.loc[of] - values.loc[to]).mean(axis=1)
+    return t_interval(apart.to_numpy(dtype=float)), places
 
 
 def compare(
@@ -223,7 +241,7 @@ def compare(
     rows = []
     for way, square in squares.items():
         for outcome in outcomes:
-            places = outcome.places(table, by, square)
+            places = outcome.places(table, by, square.cells)
             values = matched(table, outcome.x, outcome.y, places, by)
             rows += [
                 {"way": way, "outcome": outcome.name, "contrast": name, "places": len(places)}

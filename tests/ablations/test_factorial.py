@@ -9,7 +9,7 @@ import pytest
 
 from ablations import _controls, _documents, factorial
 from ablations._convergence import convergence
-from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, cell, prepared
+from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, cell, prepared, trials
 from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval
 from sae_bench.results import Results
@@ -136,6 +136,8 @@ def test_the_answer_names_what_made_the_difference(
     assert len(fvu) == 2
     assert all(f"less because of {word}." in line for line in fvu)
     assert "What would change it" in said
+    assert "  under L0: FVU at matched L0" in said
+    assert "  under L1: FVU at matched L0" in said
 
 
 def test_the_verdict_needs_the_sign() -> None:
@@ -148,7 +150,7 @@ def test_the_verdict_needs_the_sign() -> None:
 
 def test_tuning_tables_list_trials() -> None:
     table = synthetic(0, 0, seeds=1)
-    found = factorial.trials(prepared(table))
+    found = trials(prepared(table))
     assert set(found["cell"]) == set(CELLS)
     assert found["fvu"].to_numpy() == pytest.approx(np.exp(-0.5 * np.log(40)), rel=0.02)
     assert "fvu" in factorial.answer(Results(table, NONE))

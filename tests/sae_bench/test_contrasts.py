@@ -13,6 +13,7 @@ from sae_bench.contrasts import (
     Square,
     common_range,
     compare,
+    difference,
     effects,
     interpolate,
     matched,
@@ -135,9 +136,9 @@ def test_places_are_those_that_every_seed_of_every_cell_has() -> None:
     low, high = common_range(short, "x", "y", "cell", SQUARE.cells)
     assert low == table.groupby(["cell", "seed"])["x"].min().max()
     assert high < 2.5
-    assert Y.places(table, "cell", SQUARE) == [1.0, 2.0, 3.0]
-    assert Y.places(short, "cell", SQUARE) == [x for x in (1.0, 2.0, 3.0) if x <= high]
-    spread = Outcome("y", "x", "y").places(short, "cell", SQUARE)
+    assert Y.places(table, "cell", SQUARE.cells) == [1.0, 2.0, 3.0]
+    assert Y.places(short, "cell", SQUARE.cells) == [x for x in (1.0, 2.0, 3.0) if x <= high]
+    spread = Outcome("y", "x", "y").places(short, "cell", SQUARE.cells)
     assert low < spread[0] < spread[-1] < high
     assert np.diff(spread) == pytest.approx((high - low) / 6)
 
@@ -168,3 +169,15 @@ def test_bad_tables_are_refused() -> None:
         matched(pd.concat([table, table.assign(eval_set="other")]), "x", "y", (1.0,), "cell")
     with pytest.raises(InputError, match="no rows of 'AB'"):
         SQUARE.contrasts(matched(table[table["cell"] != "AB"], "x", "y", (1.0,), "cell"))
+
+
+def test_a_difference_of_two_cells_is_paired_over_seeds() -> None:
+    rows = [
+        {"cell": cell, "seed": seed, "eval_set": "held-out", "x": x, "y": -x + 10 * seed + shift}
+        for cell, shift in (("P", 0.5), ("Q", 0.0))
+        for seed in range(3)
+        for x in (0.0, 1.5, 3.5)
+    ]
+    found, places = difference(pd.DataFrame(rows), Y, "cell", "P", "Q")
+    assert places == [1.0, 2.0, 3.0]
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
