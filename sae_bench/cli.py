@@ -116,6 +116,12 @@ def parser() -> argparse.ArgumentParser:
     )
     grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
 
+    command(
+        "report",
+        commands.write_report,
+        "Write results/REPORT.md: question, answer and figures of everything that is published.",
+    )
+
     state = command("status", commands.show_status, "Say where a run stands, from its folder.")
     state.add_argument("run", type=Path, help="folder of a run, e.g. results/runs/quickstart")
 

@@ -20,12 +20,13 @@ from sae_bench.conversion import to_gated, to_jumprelu
 from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
-from sae_bench.files import check_writable, write_table
+from sae_bench.files import check_writable, write_atomically, write_table
 from sae_bench.hub_upload import push_to_hub
 from sae_bench.loading import check_target, load_sae, save_sae
 from sae_bench.noise import gradient_noise, standard
 from sae_bench.released import FINGERPRINT, Released
-from sae_bench.results import Results, is_published
+from sae_bench.report import Section, report
+from sae_bench.results import Results, is_published, published_tables
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.status import STATES, status
 from sae_bench.store import RELEASED
@@ -145,10 +146,13 @@ def run_grid(arguments: argparse.Namespace) -> None:
         print(f"table: {arguments.out / name / 'table.csv'}")
 
 
-def _draw(figures: Figures, results: Results, folder: Path) -> None:
+def _draw(figures: Figures, results: Results, folder: Path) -> list[Path]:
+    paths = []
     for name, drawn in figures(results).items():
         path, *_ = plots.save(drawn, folder, name)
         print(f"figure: {path}")
+        paths.append(path)
+    return paths
 
 
 def show_status(arguments: argparse.Namespace) -> None:
@@ -173,12 +177,31 @@ def draw_figures(arguments: argparse.Namespace) -> None:
         results = Results.read(arguments.folder)
         _draw(_comparison, results, arguments.folder / "figures")
         return
+    for name in _published():
+        results = Results.published(name, PUBLISHED)
+        _draw(ablation.load(name).figures, results, PUBLISHED / "figures" / name)
+
+
+def _published() -> list[str]:
+    """Names of the published ablations."""
     found = [name for name in ablation.names() if is_published(name, PUBLISHED)]
     if not found:
         raise InputError(f"{PUBLISHED / 'tables'}: nothing is published; run `sae-bench publish`")
-    for name in found:
-        results = Results.published(name, PUBLISHED)
-        _draw(ablation.load(name).figures, results, PUBLISHED / "figures" / name)
+    return found
+
+
+def write_report(arguments: argparse.Namespace) -> None:
+    """report: question, answer and figures of everything published."""
+    sections = []
+    for name in _published():
+        chosen, results = ablation.load(name), Results.published(name, PUBLISHED)
+        drawn = _draw(chosen.figures, results, PUBLISHED / "figures" / name)
+        tables = [PUBLISHED / "tables" / f"{each}.csv" for each in published_tables(name, results)]
+        found = ([path.relative_to(PUBLISHED) for path in paths] for paths in (drawn, tables))
+        sections.append(Section(chosen, results, *found))
+    path = PUBLISHED / "REPORT.md"
+    write_atomically(path, lambda partial: partial.write_text(report(sections), encoding="utf-8"))
+    print(f"report: {path}")
 
 
 def publish(arguments: argparse.Namespace) -> None:

@@ -141,6 +141,11 @@ def _places(name: str, root: Path) -> tuple[Path, Path, dict[str, Path]]:
     return tables / f"{name}.csv", tables / f"{name}_frequencies.parquet", further
 
 
+def published_tables(name: str, results: Results) -> list[str]:
+    """Names of the tables of what was published under `name`."""
+    return [name, *(f"{name}_{key}" for key in results.further)]
+
+
 def is_published(name: str, root: Path) -> bool:
     """Whether `publish` wrote tables under that name."""
     return _places(name, root)[0].exists()
