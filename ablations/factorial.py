@@ -197,6 +197,20 @@ def verdict(activation: Interval, penalty: Interval, sign: int) -> str:
     return GAIN.get((a, b), "neither")
 
 
+def _summary(found: pd.DataFrame) -> list[str]:
+    """The verdicts alone, one line a decisive outcome."""
+    said = []
+    for outcome in DECISIVE:
+        parts = []
+        for way, rows in found[found["outcome"] == outcome.name].groupby("way", sort=False):
+            of = {r.contrast: Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}
+            word = verdict(of["A"], of["B"], 1 if outcome in FREQUENT else -1)
+            parts.append(f"{word} ({way})")
+        direction = "rises" if outcome in FREQUENT else "falls"
+        said.append(f"  {outcome.name} {direction} with {', '.join(parts)}.")
+    return said
+
+
 def _sentence(outcome: Outcome, found: Mapping[str, Interval], places: int) -> str:
     frequent = outcome in FREQUENT
     say = Interval.points if frequent else Interval.percent
@@ -204,8 +218,8 @@ def _sentence(outcome: Outcome, found: Mapping[str, Interval], places: int) -> s
         return f"  {outcome.name}: the cells have no common range, so no answer."
     from_what = verdict(found["A"], found["B"], 1 if frequent else -1)
     text = (
-        f"  {outcome.name}, {places} places: {'more' if frequent else 'less'} because of "
-        f"{from_what}. JumpReLU for ReLU {say(found['A'])}, L0 for L1 {say(found['B'])}, "
+        f"  {outcome.name}, {places} places, {'rises' if frequent else 'falls'} with "
+        f"{from_what}: JumpReLU for ReLU {say(found['A'])}, L0 for L1 {say(found['B'])}, "
         f"interaction {say(found['interaction'])}, together {say(found['together'])}."
     )
     if found["interaction"].excludes_zero:  # main effects then hide what happens in either row
@@ -270,6 +284,7 @@ def answer(results: Results) -> str:
         "Is the gain due to the activation, the penalty, both, or neither? Means over places of "
         f"the differences of {seeds} paired seeds, with 95% t-intervals over seeds."
     ]
+    said += _summary(found)
     calls: list[tuple[float, str]] = []
     for (way, name), rows in found.groupby(["way", "outcome"], sort=False):
         outcome = next(each for each in OUTCOMES if each.name == name)

@@ -132,9 +132,14 @@ def test_the_answer_names_what_made_the_difference(
     penalty: float, activation: float, word: str
 ) -> None:
     said = factorial.answer(Results(synthetic(penalty, activation), NONE))
-    fvu = [line for line in said.splitlines() if line.startswith("  FVU at matched L0, 4 places")]
+    fvu = [
+        line
+        for line in said.splitlines()
+        if line.startswith("  FVU at matched L0, 4 places, falls")
+    ]
     assert len(fvu) == 2
-    assert all(f"less because of {word}." in line for line in fvu)
+    assert all(f"falls with {word}: JumpReLU" in line for line in fvu)
+    assert f"  FVU at matched L0 falls with {word} (gradients to theta only), {word} (" in said
     assert "What would change it" in said
     assert "  under L0: FVU at matched L0" in said
     assert "  under L1: FVU at matched L0" in said
