@@ -6,9 +6,9 @@ input throughout (ReLU has no theta, so its L0 penalty must reach the pre-activa
     ReLU + L1, ReLU + L0 (input), JumpReLU + L0 (theta), JumpReLU + L0 (input),
     JumpReLU + L1 (theta), JumpReLU + L1 (input).
 
-For an isolated latent dE/dtheta >= 0 under L1: thresholds fall to 0 and JumpReLU + L1 collapses
-into ReLU + L1. That is a consequence of the loss, not an interaction; the columns `theta_over_eps`
-and `theta_at_0` say how far it went. Bridges: ReLU + tanh (a penalty between L1 and L0), Gated,
+For an isolated latent dE/dtheta >= 0 under L1: thresholds would fall to 0, and JumpReLU + L1
+collapse into ReLU + L1. That is a consequence of the loss, not an interaction; the columns
+`theta_over_eps` (2 at the start) and `theta_at_0` say how far it went in the budget. Bridges: ReLU + tanh (a penalty between L1 and L0), Gated,
 Gated RI-L1, TopK, JumpReLU + quadratic frequency.
 
 Stated before the run:
@@ -300,13 +300,14 @@ def answer(results: Results) -> str:
     said += ["What straight-through gradients to the input change in JumpReLU:", *_paths(table)]
     if "documents" in results.further:
         said.append(_evaluation_noise(results.further["documents"]))
-    said += ["JumpReLU's thresholds, means over arms (under L1 they fall):", _collapse(table)]
+    said += ["JumpReLU's thresholds, means over arms:", _collapse(table)]
     if calls:
         margin, which = min(calls)
         said.append(
             f"What would change it: the closest call is {which}, which changes sides if its mean "
             f"moves by {margin:.2f} half-widths of its interval. Intervals hold the spread over "
-            "seeds; other widths, models, texts and longer training are outside them."
+            "seeds, which draw the weights: the order of the data is the same. Other orders, widths, "
+            "models, texts and longer training are outside them."
         )
     return "\n".join(said)
 
