@@ -8,8 +8,8 @@ input throughout (ReLU has no theta, so its L0 penalty must reach the pre-activa
 
 For an isolated latent dE/dtheta >= 0 under L1: thresholds would fall to 0, and JumpReLU + L1
 collapse into ReLU + L1. That is a consequence of the loss, not an interaction; the columns
-`theta_over_eps` (2 at the start) and `theta_at_0` say how far it went in the budget. Bridges: ReLU + tanh (a penalty between L1 and L0), Gated,
-Gated RI-L1, TopK, JumpReLU + quadratic frequency.
+`theta_over_eps` (2 at the start) and `theta_at_0` say how far it went in the budget. Bridges: ReLU
++ tanh (a penalty between L1 and L0), Gated, Gated RI-L1, TopK, JumpReLU + quadratic frequency.
 
 Stated before the run:
 - Places of comparison: L0 = 16, 32, 64, 128 (`PLACES`), those that lie inside the range of every
@@ -306,8 +306,8 @@ def answer(results: Results) -> str:
         said.append(
             f"What would change it: the closest call is {which}, which changes sides if its mean "
             f"moves by {margin:.2f} half-widths of its interval. Intervals hold the spread over "
-            "seeds, which draw the weights: the order of the data is the same. Other orders, widths, "
-            "models, texts and longer training are outside them."
+            "seeds, which draw the weights: the order of the data is the same. Other orders, "
+            "widths, models, texts and longer training are outside them."
         )
     return "\n".join(said)
 

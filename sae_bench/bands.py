@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from sae_bench.contrasts import interpolate
 from sae_bench.plots import LABELS, STYLE
@@ -171,6 +171,7 @@ def effects(
             label=kind,
         )
     axes.axvline(0, color="grey", linewidth=0.7)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_yticks(range(len(names)), list(names.values()))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
