@@ -1,0 +1,325 @@
+"""Part (ii) of `kde_state`: what state does to training.
+
+Every line has the same number of thresholds' learning rates: at the base rate a frontier of several
+coefficients, at the others one arm of the middle coefficient. With F(l) the line's log FVU at
+log L0 = l at the base rate (one seed), the gain of another rate is its arm's log FVU - F(its own
+log L0): at equal L0. The rate of a seed is the one with the least mean gain over the *other* seeds,
+so that no seed chooses for itself, and the frontier is moved by that rate's gain.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+
+from ablations._estimators import LINES, PULLS, STATES, line, look
+from ablations._lines import prepared
+from ablations._threshold_noise import loglog, text, with_legend
+from sae_bench import bands, plots
+from sae_bench.contrasts import Interval, Outcome, Square, compare, interpolate
+
+PLACES = (16, 24, 32, 48, 64, 96)
+FVU = Outcome("log_fvu", "log_l0", "FVU at matched L0", tuple(float(x) for x in np.log(PLACES)))
+MOVED = 0.5
+"""A threshold that has changed by more than this share of its start has moved."""
+TARGET = 64
+"""L0 that steps are counted to."""
+
+SQUARES = {
+    state: Square("batch", state, "batch, exact jump", f"{state}, exact jump")
+    for state in STATES
+    if state != "batch"
+}
+"""For each state a 2x2: A is the state instead of none, B exact jumps."""
+
+
+# -- measures of an arm ---------------------------------------------------------------------------
+
+
+def moved(theta: Float[np.ndarray, " latents"], start: float) -> float:
+    """Share of thresholds with |theta - start| / start > MOVED."""
+    return float((np.abs(theta / start - 1) > MOVED).mean())
+
+
+def spread(
+    theta: Float[np.ndarray, "orders latents"], fired: Bool[np.ndarray, " latents"]
+) -> float:
+    """Median over latents that fired of the standard deviation of log theta over data orders (n - 1
+    in the denominator; of two orders the median is 0.67 of a normal's standard deviation). NaN if
+    none fired."""
+    if not fired.any():
+        return float("nan")
+    return float(np.median(np.log(theta[:, fired]).std(axis=0, ddof=1)))
+
+
+def steps_to(history: pd.DataFrame, l0: float) -> float:
+    """The first logged step whose batch has an L0 of at most `l0`; NaN if there is none."""
+    reached = history.loc[history["l0"] <= l0, "step"]
+    return float(reached.iloc[0]) if len(reached) else float("nan")
+
+
+# -- the table of the run -------------------------------------------------------------------------
+
+
+def trained(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that were measured, with their lines and logarithms."""
+    known = prepared(table)
+    return known.assign(line=line(known["kernel"]))
+
+
+def _rate(table: pd.DataFrame) -> float:
+    """The base rate: that of the most coefficients."""
+    return float(table.groupby("threshold_lr")["coefficient"].nunique().idxmax())
+
+
+def _coefficient(table: pd.DataFrame) -> float:
+    """The middle coefficient: that of the most rates."""
+    return float(table.groupby("coefficient")["threshold_lr"].nunique().idxmax())
+
+
+def replicates(table: pd.DataFrame) -> pd.DataFrame:
+    """One run for each seed: without the arms that differ in their data order alone."""
+    return table[table["data_seed"] == table.groupby("seed")["data_seed"].transform("min")]
+
+
+def frontier(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the base rate.
+
+    Args:
+        table: what `trained` gives.
+    """
+    rows = replicates(table)
+    return rows[np.isclose(rows["threshold_lr"], _rate(table))]
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """log FVU at equal L0 of each rate against the base rate: one row a (line, seed), one column a
+    rate; 0 at the base rate, NaN where the arm lies outside the frontier's range.
+
+    Args:
+        table: what `trained` gives.
+    """
+    rate, rows = _rate(table), replicates(table)
+    found = []
+    for (name, seed), part in rows.groupby(["line", "seed"]):
+        base = np.isclose(part["threshold_lr"], rate)
+        others = part[~base]
+        x, y = (part.loc[base, column].to_numpy(float) for column in ("log_l0", "log_fvu"))
+        gain = others["log_fvu"] - interpolate(x, y, others["log_l0"].to_numpy(float))
+        values = dict(zip(others["threshold_lr"], gain, strict=True))
+        found.append({"line": name, "seed": seed, rate: 0.0, **values})
+    return pd.DataFrame(found).set_index(["line", "seed"]).sort_index(axis=1)
+
+
+def chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """The rate of each line and seed, chosen by the other seeds: columns line, seed, rate, gain.
+    One seed alone keeps the base rate.
+
+    Args:
+        table: what `trained` gives.
+    """
+    every, base, found = gains(table), _rate(table), []
+    for (name, seed), own in every.iterrows():
+        others = every.loc[name].drop(index=seed).mean()
+        candidates = others[own.notna()].dropna()
+        rate = float(candidates.idxmin()) if len(candidates) else base
+        found.append({"line": name, "seed": seed, "rate": rate, "gain": float(own[rate])})
+    return pd.DataFrame(found)
+
+
+def tuned(table: pd.DataFrame) -> pd.DataFrame:
+    """The frontier, moved to the chosen rates.
+
+    Args:
+        table: what `trained` gives.
+    """
+    rows = frontier(table).merge(chosen(table), on=["line", "seed"])
+    return rows.assign(log_fvu=rows["log_fvu"] + rows["gain"])
+
+
+WAYS = {"at one threshold lr": frontier, "each at its own threshold lr": tuned}
+
+
+def effects(table: pd.DataFrame) -> pd.DataFrame:
+    """Every contrast of every square, both ways: see `contrasts.compare`; its column way is here
+    state, and way is how rates were dealt with.
+
+    Args:
+        table: what `trained` gives.
+    """
+    held = set(table["line"])
+    squares = {state: each for state, each in SQUARES.items() if held.issuperset(each.cells)}
+    found = [
+        compare(rows_of(table), squares, (FVU,), "line")
+        .rename(columns={"way": "state"})
+        .assign(way=way)
+        for way, rows_of in WAYS.items()
+        if squares
+    ]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+
+def _intervals(rows: pd.DataFrame) -> dict[str, Interval]:
+    return {r.contrast: Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}
+
+
+def word(effect: Interval) -> str:
+    """What an interval of an effect on log FVU decides."""
+    if not effect.excludes_zero:
+        return "undecided"
+    return "better" if effect.mean < 0 else "worse"
+
+
+def described(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
+    """Effects on FVU at matched L0, then what the thresholds did.
+
+    Args:
+        table: what `trained` gives.
+        further: tables `thresholds` and `spread`, if they were made.
+    """
+    found = effects(table)
+    said = [
+        f"Training, {table['seed'].nunique()} paired seeds (weights and data order). FVU at "
+        "matched L0 against the batch estimate, 95% t-intervals over seeds (below 0: better):"
+    ]
+    if found.empty:
+        return "\n".join([*said, "  the lines that are compared are not all there: no answer."])
+    for way, rows in found.groupby("way", sort=False):
+        said += [f"  {way}:", *(_sentence(*each) for each in rows.groupby("state", sort=False))]
+    said.append(_rates(table))
+    if "thresholds" in further:
+        said.append(_behaviour(table, further))
+    return "\n".join([*said, concluded(found)])
+
+
+def _sentence(state: object, rows: pd.DataFrame) -> str:
+    of, places = _intervals(rows), int(rows["places"].iloc[0])
+    if not places:
+        return f"    {state}: no common range of L0, so no answer."
+    return (
+        f"    {state}, {places} places: {of['A'].percent()} ({word(of['A'])}), mean of "
+        f"straight-through {of['A without B'].percent()} and exact jump "
+        f"{of['A with B'].percent()}. Exact jumps: {of['B without A'].percent()} without the "
+        f"state, {of['B with A'].percent()} with it."
+    )
+
+
+def concluded(found: pd.DataFrame) -> str:
+    """Which states help training, in a sentence.
+
+    Args:
+        found: what `effects` gives.
+    """
+    own = found[(found["way"] == list(WAYS)[1]) & (found["contrast"] == "A")]
+    calls = {r.state: Interval(r.mean, r.low, r.high, r.n) for r in own.itertuples()}
+    words = {
+        "better": "FVU at matched L0 is lower with",
+        "worse": "FVU at matched L0 is higher with",
+        "undecided": "the data do not decide (the interval holds 0) for",
+    }
+    parts = [
+        f"{text_of} " + ", ".join(state for state, each in calls.items() if word(each) == call)
+        for call, text_of in words.items()
+        if call in map(word, calls.values())
+    ]
+    widest = max(max(abs(each.low), abs(each.high)) for each in calls.values())
+    return (
+        f"  So, each at its own rate: {'; '.join(parts)}. Effects of state beyond "
+        f"{widest:.1%} in either direction are outside all of these intervals; other budgets, "
+        "widths, models and Adam's beta1 are outside the study."
+    )
+
+
+def _rates(table: pd.DataFrame) -> str:
+    picked = chosen(table).groupby("line")["rate"].agg(lambda rates: sorted(set(rates)))
+    shown = [f"{name} {' or '.join(f'{r:g}' for r in picked[name])}" for name in _known(picked)]
+    return "  Threshold lr chosen, by the other seeds: " + "; ".join(shown) + "."
+
+
+def _known(rows: pd.Series | pd.DataFrame) -> list[str]:
+    return [name for name in LINES if name in rows.index]
+
+
+def _behaviour(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
+    rows = replicates(table).merge(further["thresholds"], on="arm")
+    at = rows[np.isclose(rows["coefficient"], _coefficient(table))]
+    base = at[np.isclose(at["threshold_lr"], _rate(table))].groupby("line")
+    columns = {
+        "L0": base["l0"].mean(),
+        "FVU": base["fvu"].mean(),
+        "median theta": base["theta"].mean(),
+        "moved": base["moved"].mean(),
+        f"steps to L0 {TARGET}": base["steps"].mean(),
+        "reached": base["steps"].agg(lambda steps: steps.notna().mean()),
+    }
+    if len(orders := further.get("spread", pd.DataFrame())):
+        wide = orders.pivot_table(index="line", columns="threshold_lr", values="spread")
+        columns |= {f"spread, lr {rate:g}": wide[rate] for rate in wide}
+    known = pd.DataFrame(columns)
+    return (
+        f"  Thresholds at coefficient {_coefficient(table):g} and threshold lr {_rate(table):g}, "
+        f"means over seeds: moved = share with |theta - start| > {MOVED:.0%} of the start; reached "
+        f"= share of seeds that reach L0 {TARGET}; spread = standard deviation of log theta over "
+        "data orders at equal initial weights, median over latents that fired:\n"
+        + text(known.loc[_known(known)], 3)
+    )
+
+
+# -- figures --------------------------------------------------------------------------------------
+
+
+def frontiers(table: pd.DataFrame) -> Figure:
+    """FVU against L0 at the base rate, bands over seeds: straight-through and exact jump."""
+    rows = frontier(table)
+    figure = plots.figure(6.8, 2.8, 1, len(PULLS))
+    for pull, axes in zip(PULLS, figure.axes, strict=True):
+        names = [state + pull for state in STATES]
+        bands.bands(rows, axes, x="l0", y="fvu", by="line", lines=names)
+        bands.logarithmic(axes)
+        axes.legend(fontsize=6, frameon=False)
+    figure.axes[1].set_ylabel("")
+    return figure
+
+
+def effects_drawn(found: pd.DataFrame) -> Figure:
+    """Effect of each state, straight-through, with exact jumps, and the mean of both.
+
+    Args:
+        found: what `effects` gives.
+    """
+    shown = {"A without B": "straight-through", "A with B": "exact jump", "A": "both"}
+    rows = found[found["contrast"].isin(shown)]
+    rows = rows.assign(contrast=rows["state"] + ", " + rows["contrast"].map(shown))
+    names = [f"{state}, {each}" for state in SQUARES for each in shown.values()]
+    figure = plots.figure(3.4, 3.4)
+    (axes,) = figure.axes
+    bands.effects(rows, axes, names={name: name for name in names}, by="way", unit=100)
+    axes.set_xlabel("100 x change of log FVU")
+    axes.tick_params(axis="y", labelsize=6)
+    return with_legend(figure, axes)
+
+
+def spread_drawn(orders: pd.DataFrame) -> Figure:
+    """Spread of thresholds over data orders against the thresholds' learning rate.
+
+    Args:
+        orders: the table `spread`.
+    """
+    figure = plots.figure(3.4, 3.4)
+    (axes,) = figure.axes
+    means = orders.groupby(["line", "threshold_lr"])["spread"].mean()
+    for name in _known(means.unstack()):
+        rows = means.loc[name]
+        axes.plot(rows.index, rows, label=name, **look(name))
+    axes.set(
+        xlabel="learning rate of the thresholds", ylabel="spread of log theta over data orders"
+    )
+    loglog(axes)
+    rates = sorted(set(orders["threshold_lr"]))
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    return with_legend(figure, axes)
