@@ -15,7 +15,7 @@ and, if the run's table does not say it all,
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
@@ -99,6 +99,11 @@ class Preset(Component):
         """Evaluation sets, by name: the held-out sides of these. None: that of its own data."""
         return {}
 
+    def scaled_by(self) -> Data:
+        """Activations whose scale s normalises those it is trained on. Here: these themselves;
+        parts that name the same ones are trained in the same units."""
+        return self.data
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -109,12 +114,14 @@ class Finished:
         table: of its run; `arm` names the arms.
         folder: of its run.
         cache: that it was trained on; its held-out side is `cache.held_out`.
+        evaluation: its evaluation sets, by name; none where that side is the only one.
     """
 
     preset: Preset
     table: pd.DataFrame
     folder: Path
     cache: ActivationCache
+    evaluation: Mapping[str, ActivationCache] = field(default_factory=dict)
 
     def sae(self, arm: str) -> SparseAutoencoder:
         """A trained SAE, which takes raw activations."""

@@ -66,7 +66,8 @@ class ActivationCache(ActivationSource):
         self.held_out = held_out
         self.site: str | None = about.get("site")
         self.folder = folder
-        self._rows, self._squares, self._block = rows, squares, block
+        self._rows, self._block = rows, block
+        self._scale = math.sqrt(squares / self.rows)
         self._about, self._model = dict(about), model
 
     @classmethod
@@ -270,8 +271,21 @@ class ActivationCache(ActivationSource):
 
     @property
     def scale(self) -> float:
-        """s = sqrt(mean over all rows of ||x||^2)."""
-        return math.sqrt(self._squares / self.rows)
+        """s = sqrt(mean over all rows of ||x||^2), or what `scaled` was given."""
+        return self._scale
+
+    def scaled(self, s: float) -> Self:
+        """The same cache with batches of x / s. Caches of one site with a common s train in the
+        same units: coefficients and thresholds mean the same, E||x||^2 is 1 nearly.
+
+        Raises:
+            InputError: s is no positive number.
+        """
+        if not (math.isfinite(s) and s > 0):
+            raise InputError(f"the activation scale must be a positive number, got {s}")
+        changed = copy.copy(self)
+        changed._scale = float(s)
+        return changed
 
     def record(self) -> dict[str, Any]:
         """Identity and provenance, JSON-ready: equal records, equal batches."""

@@ -57,25 +57,26 @@ def study(
         RunFolder(folders[name]).checkpoints({}, checkpoint_every)
     caches = _caches([data for part in parts.values() for data in _data(part)], device)
     for name, part in parts.items():
-        cache = caches[part.data]
+        cache = caches[part.data].scaled(caches[part.scaled_by()].scale)
+        sets = {key: _held_out(caches[data]) for key, data in part.evaluation().items()}
         table = run(
             grids[name],
             cache,
-            {key: _held_out(caches[data]) for key, data in part.evaluation().items()} or None,
+            sets or None,
             out=folders[name],
             device=device,
             lm_tokens=part.data.lm_tokens,
             data=part.data,
             checkpoint_every=checkpoint_every,
         )
-        finished = Finished(part, table, folders[name], cache)
+        finished = Finished(part, table, folders[name], cache, sets)
         for key, measure in chosen.further.items():
             _keep(key, measure, finished)
     return Results.read(out)
 
 
 def _data(part: Preset) -> list[Data]:
-    return [part.data, *part.evaluation().values()]
+    return [part.data, part.scaled_by(), *part.evaluation().values()]
 
 
 def _caches(wanted: Iterable[Data], device: str | None) -> dict[Data, ActivationCache]:

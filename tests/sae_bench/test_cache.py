@@ -59,6 +59,18 @@ def test_sizes_and_scale(stored: ActivationCache) -> None:
     assert stored.scale == pytest.approx(x.double().square().sum(1).mean().sqrt().item(), rel=1e-12)
 
 
+def test_a_scale_that_several_caches_share(stored: ActivationCache) -> None:
+    shared = stored.scaled(2 * stored.scale)
+    assert torch.equal(2 * first(shared, 3), first(stored, 3))
+    assert torch.equal(everything(shared), everything(stored))  # rows are raw
+    assert shared.record() == stored.record() | {"scale": 2 * stored.scale}
+    assert shared.placed("cpu").scale == shared.scale
+    assert stored.scaled(stored.scale).record() == stored.record()
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="positive number"):
+            stored.scaled(wrong)
+
+
 def test_the_held_out_cache_is_of_other_documents(stored: ActivationCache) -> None:
     assert stored.held_out is not None
     assert 400 <= stored.held_out.rows < 500  # a shard

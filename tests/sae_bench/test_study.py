@@ -30,11 +30,15 @@ class TwoSites(Preset):
             str(length): self.data.replace(context=Packed(length)) for length in (8, 24)
         }
 
+    def scaled_by(self):
+        return self.data.replace(site="layers.0.resid_post")
+
 
 def decoders(finished):
     trained = finished.table[finished.table["status"] == "trained"].drop_duplicates("arm")
     norms = [finished.sae(arm).W_dec.detach().norm().item() for arm in trained["arm"]]
-    return pd.DataFrame({"arm": trained["arm"], "norm": norms})
+    sets = ", ".join(f"{name}: {cache.rows}" for name, cache in finished.evaluation.items())
+    return pd.DataFrame({"arm": trained["arm"], "norm": norms, "sets": sets})
 
 
 FURTHER = {"decoders": decoders}
@@ -73,7 +77,11 @@ def test_parts_evaluation_sets_and_further_tables(
         "1": "layers.1.resid_post",
     }
     assert measured.groupby(["part", "arm"]).size().eq(2).all()
+    assert both.table["activation_scale"].nunique() == 1  # that of layer 0, for both parts
     assert set(both.further) == {"decoders"}
+    tokens = measured.groupby("eval_set")["tokens"].first()
+    sets = f"8: {int(tokens['8'])}, 24: {int(tokens['24'])}"
+    assert set(both.further["decoders"]["sets"]) == {sets}
     assert set(both.further["decoders"]["arm"]) == set(measured["arm"])
     assert set(both.frequencies["arm"]) == set(measured["arm"])
     assert measured["arm"].str.startswith(("0/", "1/")).all()

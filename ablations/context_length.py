@@ -1,0 +1,331 @@
+"""Which context length for the activations, fixed or variable; is 64 enough?
+
+SAEs are trained on activations of contexts of 64, 256 and 1,024 tokens (`Packed`: attention crosses
+from a document into the next one in its context) and of variable length (log-uniform from 16 to
+1,024, cut from single documents), and each is evaluated in contexts of 64, 256 and 1,024 tokens of
+held-out documents.
+
+Stated before the run:
+- Text: documents cut after 6,000 characters (about 1,750 tokens). Of 5,447 documents 2,252 have
+  1,024 tokens or more; of the tokens in contexts of 1,024, 87% have more than 64 earlier tokens of
+  their own document there, 55% more than 256 (cut after 1,000 characters: 71% and 8%).
+- One scale s for all training caches, that of contexts of 256, so that coefficients and thresholds
+  mean the same; saved SAEs take raw activations, so that the evaluation is common.
+- Equal tokens: every arm sees 163,840 tokens, each of them once. Equal documents: all four policies
+  read every token of a document, in the same order of documents (`VariableLength` cuts a document
+  into pieces until nothing is left), so at equal tokens they have read equal documents, up to the
+  rounding of caches to whole shards (below 7%, the table `reading` says how much): the two budgets
+  are one here. They would part for policies that drop the rest of a document.
+- Places of comparison: L0 = 16, 32, 64 for FVU, 16 and 32 for delta LM loss (at 64 it is little
+  more than the noise of 2,048 tokens), those that all seeds of all four training contexts reach on
+  the evaluation set; monotone interpolation in log L0. Differences are from training on 256, means
+  over places, 95% t-intervals over 3 seeds, which draw the weights and the order of the data.
+- A context length is enough for an evaluation set if the interval of its effect on FVU, mean over
+  both lines, ends below +2% (`MARGIN`); not enough if otherwise all of it is above 0; else that is
+  not decided.
+- Lines: TopK and JumpReLU + L0, at the learning rate that the trials of `ablations/factorial.py`
+  chose for both; every training context gets the same settings, none a tuning of its own.
+- By position (`_positions.py`), in contexts of 1,024: FVU and L0 at a mean L0 of 32. Delta LM loss
+  is not measured by position: bins would need many more tokens than a study of minutes affords.
+- Does 64 elicit fewer features? (`_vanishing.py`): firings beyond position 256 in contexts of 1,024
+  that vanish when the model reads only the last 64 tokens, with the last 256 tokens beside it, and
+  a control that cuts away as much text of other documents. It does if by SAEs trained on 1,024, of
+  both lines, more vanishes than by the control (intervals over documents above 0); it does not if
+  these intervals end below 2 points; else that is not decided.
+
+Scale of `study`: 4 training contexts, 2 lines, 3 settings, 3 seeds: 72 arms of 1,152 latents, 320
+steps of 512. On two cores 7 minutes of extraction (4 x 200k tokens), 12 of training, 8 to 12 for
+delta LM loss on 2,048 tokens of each evaluation set, 7 for the rest.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ablations._lines import Tuned
+from ablations._matched import (
+    ALL,
+    BOTH,
+    FVU,
+    LINES,
+    LOSS,
+    VARIABLE,
+    effects,
+    in_percent,
+    interval_of,
+    lengths_of,
+    measured,
+    trained_on,
+)
+from ablations._positions import at_l0, by_position, far_apart, positions
+from ablations._turnover import elicits_fewer, lost, named, said_of, shares, turnover
+from ablations._vanishing import CONTROL, NEAR, latents, vanishing
+from ablations.factorial import RECIPE
+from architectures import JumpReLUSAE, TopKSAE
+from architectures.topk import AuxK
+from sae_bench import bands, plots
+from sae_bench.ablation import Data, Finished, Preset
+from sae_bench.activations import TopK
+from sae_bench.arm import Arm, grid
+from sae_bench.contexts import ContextPolicy, Packed, VariableLength
+from sae_bench.contrasts import Interval
+from sae_bench.penalties import L0
+from sae_bench.results import Results
+from sae_bench.text import Documentation, Excerpts
+
+MARGIN = 0.02
+"""Of log FVU: what a context length may cost and still be enough."""
+
+
+@dataclass(frozen=True)
+class ContextLength(Preset):
+    """A preset with its contexts and the settings of each line.
+
+    Args:
+        lengths: of the fixed contexts, ascending; the second is what the others are compared to.
+        shortest: of the variable contexts; the longest is the last of `lengths`.
+        k: of TopK.
+        jumprelu: coefficients of L0.
+        tuned: how JumpReLU starts and learns; its learning rate is everyone's.
+        seeds: paired; they draw weights and the order of the data.
+    """
+
+    lengths: tuple[int, int, int] = (64, 256, 1024)
+    shortest: int = 16
+    k: tuple[int, ...] = (80, 32, 13)
+    jumprelu: tuple[float, ...] = (1.9e-4, 5.2e-4, 1.6e-3)
+    tuned: Tuned = Tuned(lr=8e-3)
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def parts(self) -> dict[str, Preset]:
+        """One for each training context."""
+        variable = VariableLength(self.shortest, self.lengths[-1])
+        contexts: dict[str, ContextPolicy] = {str(n): Packed(n) for n in self.lengths}
+        contexts |= {VARIABLE: variable}
+        return {name: self.replace(data=self._read_in(each)) for name, each in contexts.items()}
+
+    def evaluation(self) -> dict[str, Data]:
+        """The fixed contexts."""
+        return {str(n): self._read_in(Packed(n)) for n in self.lengths}
+
+    def scaled_by(self) -> Data:
+        """The activations of the reference, for all parts."""
+        return self._read_in(Packed(self.lengths[1]))
+
+    def _read_in(self, context: ContextPolicy) -> Data:
+        return self.data.replace(context=context)
+
+
+PRESETS = {
+    "study": ContextLength(
+        data=Data(
+            text=Excerpts(Documentation(), 6_000),
+            tokens=163_840,
+            held_out_tokens=32_768,
+            lm_tokens=2_048,
+        ),
+        d_sae=1152,
+        recipe=RECIPE.shortened(0.4).replace(tokens=163_840),
+    ),
+}
+
+
+def arms(preset: ContextLength) -> list[Arm]:
+    """Both lines over their settings and seeds."""
+    tuned = preset.tuned
+    jump: dict[str, Any] = {"activation": tuned.activation, "kernel": tuned.estimator()}
+    made: list[Arm] = []
+    for seed in preset.seeds:
+        recipe = preset.recipe.replace(lr=tuned.lr, threshold_lr=tuned.threshold_lr, data_seed=seed)
+        common: dict[str, Any] = {"d_sae": preset.d_sae, "recipe": recipe, "seed": seed}
+        ranks, penalties = [TopK(k) for k in preset.k], [L0(c) for c in preset.jumprelu]
+        made += grid(TopKSAE, activation=ranks, aux=AuxK(dead_after=50_000), **common)
+        made += grid(JumpReLUSAE, penalty=penalties, **jump, **common)
+    return made
+
+
+def reading(finished: Finished) -> pd.DataFrame:
+    """What was cached for training, one row: tokens, documents, contexts, the share of tokens at
+    positions from each evaluation length on, and relative_norm: the root mean square norm in units
+    of the common s."""
+    cache = finished.cache
+    columns = cache.columns()
+    squares = sum(float(x.double().square().sum()) for x in cache.chunks(8192))
+    row: dict[str, Any] = {
+        "tokens": cache.rows,
+        "documents": len(np.unique(columns.document)),
+        "contexts": len(np.unique(columns.context)),
+        "relative_norm": (squares / cache.rows) ** 0.5 / cache.scale,
+    }
+    far = {
+        f"from_{name}": float((columns.position >= int(name)).mean())
+        for name in finished.evaluation
+    }
+    return pd.DataFrame([row | far])
+
+
+FURTHER = {
+    "reading": reading,
+    "positions": positions,
+    "vanishing": vanishing,
+    "latents": latents,
+}
+
+
+def call(effect: Interval) -> str:
+    """Whether a training context is enough, by its effect on log FVU."""
+    if effect.high < MARGIN:
+        return "enough"
+    return "not enough" if effect.low > 0 else "not decided"
+
+
+def _verdicts(found: pd.DataFrame, sets: list[str], trained: list[str]) -> list[str]:
+    """Is the shortest enough, fixed or variable."""
+    short, reference = sets[0], sets[1]
+    words = []
+    for evaluate in sets:
+        effect = interval_of(found, outcome=FVU.name, evaluate=evaluate, line=BOTH, contrast=short)
+        words.append(f"{call(effect)} in contexts of {evaluate} ({in_percent(effect)})")
+    said = [f"Is {short} enough? FVU of SAEs trained on it: {', '.join(words)}."]
+    if VARIABLE in trained:
+        effect = interval_of(found, outcome=FVU.name, evaluate=ALL, line=BOTH, contrast=VARIABLE)
+        word = "no difference is decided"
+        if effect.excludes_zero:
+            word = "variable is better" if effect.mean < 0 else f"fixed ({reference}) is better"
+        said.append(
+            f"Fixed or variable? Mean over the evaluation contexts: {word}: variable against "
+            f"{reference} {in_percent(effect)} FVU."
+        )
+    return said
+
+
+def _effects_in_words(found: pd.DataFrame, sets: list[str], trained: list[str]) -> Iterable[str]:
+    reference = sets[1]
+    for outcome in (FVU, LOSS):
+        places = found[found["outcome"] == outcome.name]["places"]
+        yield (
+            f"{outcome.name} at matched L0 against training on {reference}, {places.min()} to "
+            f"{places.max()} places, mean over lines ({' and '.join(LINES)} in brackets):"
+        )
+        for name in trained:
+            if name == reference:
+                continue
+            shown = []
+            for evaluate in sets:
+                where = {"outcome": outcome.name, "evaluate": evaluate, "contrast": name}
+                both = in_percent(interval_of(found, line=BOTH, **where))
+                lines = [np.expm1(interval_of(found, line=line, **where).mean) for line in LINES]
+                apart = ", ".join(f"{each:+.1%}" for each in lines if np.isfinite(each))
+                shown.append(
+                    f"in {evaluate} {both} ({apart})" if apart else f"in {evaluate} {both}"
+                )
+            yield f"  trained on {name}: {'; '.join(shown)}."
+
+
+def _reading_in_words(found: pd.DataFrame, table: pd.DataFrame) -> str:
+    documents, norms = found["documents"], found["relative_norm"]
+    apart = documents.max() / documents.min() - 1
+    shown = ", ".join(
+        f"{row.part} {row.tokens} tokens of {row.documents} documents"
+        for row in found.set_index("part").loc[trained_on(table)].reset_index().itertuples()
+    )
+    return (
+        f"Cached for training: {shown}. Documents differ by {apart:.1%} at most, so that equal "
+        "tokens and equal documents are one budget here; root mean square norms are "
+        f"{norms.min():.3f} to {norms.max():.3f} of the common s."
+    )
+
+
+def answer(results: Results) -> str:
+    """Whether 64 is enough, fixed or variable, which firings vanish, and what is not decided."""
+    table = measured(results.table)
+    sets, trained, further = lengths_of(table), trained_on(table), results.further
+    if missing := [name for name in sets[:2] if name not in trained]:
+        return f"Nothing to compare yet: not among the parts: {', '.join(missing)}."
+    found = effects(table)
+    said = [*_verdicts(found, sets, trained), *_effects_in_words(found, sets, trained)]
+    if not further.get("positions", pd.DataFrame()).empty:
+        at = at_l0(further["positions"], table, "fvu", NEAR)
+        last, apart = far_apart(at, sets[1])
+        others = [name for name in trained if name in apart]
+        shown = ", ".join(f"trained on {name} {in_percent(apart[name])}" for name in others)
+        said.append(
+            f"FVU at positions from {last} on in contexts of {sets[-1]}, L0 {NEAR}: {shown}."
+        )
+    if not further.get("vanishing", pd.DataFrame()).empty:
+        said += _vanishing_in_words(results, table)
+    if not further.get("reading", pd.DataFrame()).empty:
+        said.append(_reading_in_words(further["reading"], table))
+    said.append(
+        "Not decided: longer training and wider SAEs, which have room for rarer latents; other "
+        "texts and models; policies that drop the rest of a document. Intervals of FVU and loss "
+        "hold the spread over seeds, not over held-out documents, of which there are "
+        f"{int(table['documents'].max())} (delta LM loss: few contexts of {sets[-1]})."
+    )
+    return "\n".join(said)
+
+
+def _vanishing_in_words(results: Results, table: pd.DataFrame) -> list[str]:
+    short, middle, long = lengths_of(table)
+    found = shares(named(results.further["vanishing"], table), short)
+    rare, verdict = results.further["latents"], elicits_fewer(found, long)
+    word = {True: "Yes", False: "No", None: "Not decided"}[verdict]
+    return [
+        f"Does {short} elicit fewer features? {word}, by the SAEs trained on {long}. Firings "
+        f"beyond position {middle} in contexts of {long}, L0 near {NEAR}, when the model reads the "
+        f"last {short} tokens only; 95% over {found['documents'].max()} documents:",
+        *said_of(found, short, middle, LINES, trained_on(table)),
+        f"  Latents that lose more than half of their firings: {lost(rare, short):.1%} by the last "
+        f"{short} tokens, {lost(rare, middle):.1%} by the last {middle}, {lost(rare, CONTROL):.1%} "
+        "in the control.",
+    ]
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Effects of the training context by evaluation context, frontiers, FVU by position, vanishing
+    firings."""
+    table, further = measured(results.table), results.further
+    sets, trained = lengths_of(table), trained_on(table)
+    drawn = {"fvu_vs_l0": _frontiers(table, sets[-1], trained)}
+    if sets[1] in trained and len(trained) > 1:
+        drawn["effects"] = _effects(effects(table), sets, trained)
+    if not further.get("positions", pd.DataFrame()).empty:
+        found = further["positions"]
+        drawn["positions"] = by_position(found, table, list(LINES), trained, NEAR)
+    if not further.get("vanishing", pd.DataFrame()).empty:
+        short, middle, _ = sets
+        found = shares(named(further["vanishing"], table), short)
+        drawn["vanishing"] = turnover(found, further["latents"], short, middle, LINES, trained)
+    return drawn
+
+
+def _frontiers(table: pd.DataFrame, name: str, trained: list[str]) -> Figure:
+    drawn = plots.figure(6.8, 2.6, 1, 2)
+    rows = table[table["eval_set"] == name]
+    for line, axes in zip(LINES, drawn.axes, strict=True):
+        bands.bands(rows[rows["line"] == line], axes, x="l0", y="fvu", by="part", lines=trained)
+        bands.logarithmic(axes)
+        axes.set_title(f"{line}, evaluated in contexts of {name}", fontsize=8)
+    bands.label_ends(drawn.axes[1])
+    return drawn
+
+
+def _effects(found: pd.DataFrame, sets: list[str], trained: list[str]) -> Figure:
+    reference = sets[1]
+    names = {name: f"trained on {name}" for name in trained if name != reference}
+    drawn = plots.figure(6.8, 2.6, 1, 2)
+    for outcome, axes in zip((FVU, LOSS), drawn.axes, strict=True):
+        rows = found[(found["outcome"] == outcome.name) & (found["line"] == BOTH)]
+        rows = rows[rows["evaluate"].isin(sets)]
+        rows = rows.assign(evaluate="evaluated in " + rows["evaluate"])
+        bands.effects(rows, axes, names=names, by="evaluate", unit=100)
+        axes.set_title(f"{outcome.name} against training on {reference}", fontsize=8)
+        axes.set_xlabel("100 x difference of logarithms, L0 matched")
+    drawn.axes[1].set_yticklabels([])
+    handles, labels = drawn.axes[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    return drawn
