@@ -64,7 +64,7 @@ def persistent(kernel: Kernel, pull: Pull, steps: int) -> Estimator:
 REMEMBERING: Mapping[str, Make] = {
     "momentum": lambda k, pull, t: MomentumKDE(k, steps=t, coefficient=pull.coefficient),
     "mean": lambda k, pull, t: MeanKDE(k, steps=t, coefficient=pull.coefficient),
-    "window": lambda k, pull, t: WindowKDE(k, steps=t, coefficient=pull.coefficient),
+    "window": lambda k, pull, t: WindowKDE(k, steps=t, coefficient=pull.coefficient, slots=64),
 }
 """States of the last T steps."""
 STATES: Mapping[str, Make] = {"batch": batch, **REMEMBERING, "persistent bandwidth": persistent}

@@ -4,7 +4,7 @@ SmolLM2-135M, residual stream after layer 9, the quickstart's text. Every figure
 that was timed in the same round; rounds alternate through all works of a part.
 
     extraction   reading the text into rows (tokenise, pack, forward up to the site, gather), and
-                 the same with shards written, against the bare forward of the truncated model on
+                 the same written as four shards, against the bare forward of the truncated model on
                  the same contexts, tokenised before
     reading      what a training loop waits for its next batch, for rows on the device, in host
                  memory and on disk, against the step (TopK) that it does meanwhile
@@ -49,6 +49,8 @@ from sae_bench.splicing import splice, text_batches
 from sae_bench.text import resolve_text
 
 DATA = PRESETS["smollm2"].data
+SHARDS = 4
+"""Written at one extraction: all but the last overlap with the model."""
 
 
 @contextmanager
@@ -93,7 +95,7 @@ def extraction(bench: Bench) -> Iterator[dict[str, Any]]:
                 DATA.text,
                 bench.tokens,
                 held_out_tokens=0,
-                shard_tokens=bench.tokens,
+                shard_tokens=bench.tokens // SHARDS,
                 context=DATA.context,
                 root=folder,
             )
@@ -191,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     add("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="what is measured")
     add("--device", default="cpu", help="where everything runs (untested but on cpu)")
     add("--threads", type=int, default=1, help="threads of the process (default 1)")
-    add("--tokens", type=int, default=8192, help="of one extraction")
+    add("--tokens", type=int, default=32_768, help="of one extraction")
     add("--lm-tokens", type=int, default=1024, help="of one evaluation")
     add("--arms", type=int, default=8, help="of one evaluation")
     add("--d-sae", type=int, default=Case.d_sae, help="number of latents")

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sae_bench.components import Component
@@ -46,6 +46,31 @@ class Samples(NamedTuple):
     projection: Float[Tensor, " *shape"]
     step_slope: Float[Tensor, " *shape"]
     weight: Float[Tensor, " *shape"]
+
+    def at(self, chosen: Shaped[Tensor, " chosen"]) -> "Samples":
+        """Those with these indices, or where this is true."""
+        return Samples(*(column[chosen] for column in self))
+
+    def within(
+        self, theta: Float[Tensor, " d_sae"], half: float | Float[Tensor, " d_sae"]
+    ) -> "Samples":
+        """Those with |pre - theta| <= half."""
+        limit = half[self.latent] if isinstance(half, Tensor) else half
+        return self.at((self.pre - theta[self.latent]).abs() <= limit)
+
+    def first(
+        self, most: int, rank: Int[Tensor, " samples"], count: Int[Tensor, " d_sae"]
+    ) -> "Samples":
+        """The first `most` of each latent, standing for all.
+
+        Args:
+            most: samples kept of a latent.
+            rank: earlier samples of the same latent.
+            count: samples that each latent's stand for.
+        """
+        kept = self.at(rank < most)
+        scale = (count / most).clamp(min=1)[kept.latent].to(kept.weight.dtype)
+        return kept._replace(weight=kept.weight * scale)
 
 
 class Present(NamedTuple):

@@ -146,25 +146,20 @@ class WithThresholds(nn.Module):
         low, high = present.theta - reach, present.theta + reach
         latent, columns = within(low, high, *latents, latents.f.grad, step_slope)
         pre, f, step, grad, step_slope = columns
-        weight = torch.ones_like(pre)
-        if (most := self.kernel.most_samples) is not None:
-            rank, count = ranks(latent, self.d_sae)
-            first = (rank < most).nonzero()[:, 0]
-            latent, pre, f, step, grad, step_slope = (
-                each[first] for each in (latent, pre, f, step, grad, step_slope)
-            )
-            near = latents.f.support.near if isinstance(latents.f, Sparse) else None
-            count = count if near is None else near
-            weight = (count / most).clamp(min=1)[latent].to(pre.dtype)
         slope = present.penalty.slope(f, present.norms[latent])
         pull = len(latents.f) * grad - present.scale * slope
-        return Samples(
+        samples = Samples(
             latent=latent,
             pre=pre,
             projection=f * present.curvature[latent] - pull / 2,
             step_slope=step_slope - step * self.penalty.step_curvature,
-            weight=weight,
+            weight=torch.ones_like(pre),
         )
+        if (most := self.kernel.most_samples) is None:
+            return samples
+        rank, count = ranks(latent, self.d_sae)
+        near = latents.f.support.near if isinstance(latents.f, Sparse) else None
+        return samples.first(most, rank, count if near is None else near)
 
     @property
     def _own(self) -> dict[str, Tensor]:

@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.errors import InputError
-from sae_bench.estimator import Bandwidth, Estimate, Remembering, State, at
+from sae_bench.estimator import Bandwidth, Estimate, Remembering, State
 from sae_bench.ranks import ranks
 from sae_bench.samples import Batch, Present, Samples
 
 FIELDS = ("pre", "projection", "step_slope", "weight")
+MOST = 8
+"""Times its share of the slots that one latent can take."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,19 @@ class WindowKDE(Remembering):
 
     What is kept of a sample does not go stale (`Samples`): kernel and coefficient are evaluated
     anew at the present threshold, penalty coefficient and decoder norm. The sum is divided by the
-    tokens offered in T steps, not by the samples kept. A latent with more samples in a step than
-    `slots` keeps the first ones of the (shuffled) batch, each standing for count / slots tokens.
+    tokens offered in T steps, not by the samples kept.
+
+    All latents share slots * d_sae places a step. If those do not suffice, each latent keeps at
+    most m samples, m the largest number for which they do (at least `slots`, so that rare latents
+    keep all of theirs), and never more than 8 slots: the first ones of the (shuffled) batch, each
+    standing for count / m tokens. Thinning brings back the noise that memory takes away.
 
     Args:
-        slots: samples kept for each latent and step.
+        slots: samples kept for each step and latent, on average.
         guard: how far a threshold may travel in T steps before samples are missed, in bandwidths;
             samples are captured within reach + guard. `coverage` tells how well that did.
 
-    Memory: 16 T slots + 8 T bytes a latent.
+    Memory: T (20 slots + 8) bytes a latent.
     """
 
     slots: int = 16
@@ -44,14 +50,16 @@ class WindowKDE(Remembering):
 
     @property
     def most_samples(self) -> int:
-        """The slots."""
-        return self.slots
+        """8 slots."""
+        return MOST * self.slots
 
     def init(self, d_sae: int) -> dict[str, Tensor]:
         """Empty slots (weight 0)."""
-        rings = {name: torch.zeros(self.steps, self.slots, d_sae) for name in FIELDS}
+        places = self.steps, self.slots * d_sae
         return {
-            **rings,
+            **{name: torch.zeros(places) for name in FIELDS},
+            "latent": torch.zeros(places, dtype=torch.int32),
+            "kept": torch.zeros(self.steps, dtype=torch.int64),
             "tokens": torch.zeros(self.steps, dtype=torch.int64),
             "center": torch.full((self.steps, d_sae), torch.nan),
             "half": torch.zeros(self.steps, d_sae),
@@ -72,14 +80,15 @@ class WindowKDE(Remembering):
         new["center"][place] = present.theta
         new["half"][place] = half
         new["step"] += 1
-        latent, slot, kept = pack(samples, present.theta, half, self.slots)
-        for name in FIELDS:
-            new[name][place] = 0
-            new[name][place, slot, latent] = getattr(kept, name)
-        every = torch.arange(len(present.theta), device=latent.device)
-        window = Samples(every, *(new[name] for name in FIELDS))
-        pull = self.pull(window, present, self.width(bandwidth))
-        return pull.sum((0, 1)) / new["tokens"].sum(), new
+        kept = shared(samples.within(present.theta, half), len(present.theta), self.slots)
+        new["kept"][place] = count = len(kept.pre)
+        new["weight"][place, count:] = 0
+        for name in ("latent", *FIELDS):
+            new[name][place, :count] = getattr(kept, name)
+        filled = int(new["kept"].max())
+        latent, *columns = (new[name][:, :filled].flatten() for name in ("latent", *FIELDS))
+        window = Batch(Samples(latent.long(), *columns), present, int(new["tokens"].sum()))
+        return self.density(window, bandwidth), new
 
     def coverage(
         self, state: State, present: Present, bandwidth: Bandwidth | None = None
@@ -92,20 +101,14 @@ class WindowKDE(Remembering):
         return ((high - low).clamp(min=0) / (2 * half)).nanmean(0)
 
 
-def pack(
-    samples: Samples, theta: Float[Tensor, " d_sae"], half: Bandwidth, slots: int
-) -> tuple[Int[Tensor, " kept"], Int[Tensor, " kept"], Samples]:
-    """The samples within `half` of their threshold, at most `slots` for each latent: of more, the
-    first are kept, with weights that make up for the others.
-
-    Returns:
-        latent, slot (0 to slots - 1) and the samples themselves.
-    """
-    distance = (samples.pre - theta[samples.latent]).abs()
-    near = (distance <= at(half, samples.latent)).nonzero()[:, 0]
-    rank, count = ranks(samples.latent[near], len(theta))
-    within = (rank < slots).nonzero()[:, 0]
-    kept = near[within]
-    chosen = Samples(*(column[kept] for column in samples))
-    scale = (count / slots).clamp(min=1)[chosen.latent]
-    return chosen.latent, rank[within], chosen._replace(weight=chosen.weight * scale)
+def shared(samples: Samples, d_sae: int, slots: int) -> Samples:
+    """At most slots * d_sae of them: the first m of each latent, m as large as it can be, with
+    weights that make up for the others."""
+    rank, count = ranks(samples.latent, d_sae)
+    if len(rank) <= slots * d_sae:
+        return samples
+    fewer = torch.bincount(count).cumsum(0)  # latents with at most 0, 1, 2, ... samples
+    most = int(
+        ((d_sae - fewer).cumsum(0) <= slots * d_sae).sum()
+    )  # sum over latents of min(m, count)
+    return samples.first(most, rank, count)

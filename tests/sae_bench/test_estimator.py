@@ -107,7 +107,7 @@ def test_the_state_follows_the_sae(estimator: Estimator) -> None:
     names = {f"estimator_{name}" for name in estimator.init(D_SAE)}
     assert names <= set(dict(sae.named_buffers()))
     wide = sae.double()
-    assert {b.dtype for b in wide.buffers()} <= {torch.float64, torch.int64}
+    assert {b.dtype for b in wide.buffers()} <= {torch.float64, torch.int64, torch.int32}
     assert all(b.device.type == "meta" for b in wide.to("meta").buffers())
 
 

@@ -333,8 +333,8 @@ def test_memory_is_what_the_docstrings_state() -> None:
         assert state_bytes(BatchKDE(), d_sae) == 0
         assert state_bytes(MomentumKDE(steps=9), d_sae) == 4 * d_sae + 4
         assert state_bytes(MeanKDE(steps=9), d_sae) == 4 * 9 * d_sae + 8
-        latent = 16 * 9 * 5 + 8 * 9
-        assert state_bytes(WindowKDE(steps=9, slots=5), d_sae) == latent * d_sae + 8 * 9 + 8
+        latent = 9 * (20 * 5 + 8)
+        assert state_bytes(WindowKDE(steps=9, slots=5), d_sae) == latent * d_sae + 16 * 9 + 8
 
 
 @pytest.mark.parametrize("steps", [0, -1])

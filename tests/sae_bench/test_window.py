@@ -16,7 +16,7 @@ from sae_bench.estimators import BatchKDE, ExactJump, PersistentBandwidth, Strai
 from sae_bench.kernels import Epanechnikov, Gaussian, Kernel, Rectangle, Triangle
 from sae_bench.penalties import L0, Penalty, Tanh, TargetL0
 from sae_bench.samples import Batch, Coefficient, Present, Samples
-from sae_bench.window import WindowKDE
+from sae_bench.window import WindowKDE, shared
 from tests.near import COEFFICIENTS, isolated, near
 
 T, N, LATENTS, EPS, THETA = 4, 200, 5, 0.2, 0.5
@@ -146,6 +146,12 @@ def test_batches_of_different_sizes_count_by_their_tokens() -> None:
     check(window_of(WindowKDE, Triangle, ExactJump()), steps)
 
 
+def by_latent(state: State, values: Tensor, latents: int) -> Tensor:
+    """The sum over what a window keeps of each latent."""
+    kept = torch.zeros(latents, dtype=torch.float64)
+    return kept.index_add(0, state["latent"].flatten().long(), values.flatten().double())
+
+
 # -- the traps ------------------------------------------------------------------------------------
 
 
@@ -178,7 +184,7 @@ class DividesByKept(WindowKDE):
 
     def estimate(self, *given: object, **named: object) -> tuple[Tensor, dict[str, Tensor]]:
         gradient, state = super().estimate(*given, **named)  # type: ignore[arg-type]
-        kept = (state["weight"] > 0).sum((0, 1))
+        kept = by_latent(state, state["weight"] > 0, len(gradient))
         return gradient * state["tokens"].sum() / kept, state
 
 
@@ -194,8 +200,8 @@ class IgnoresOverflow(WindowKDE):
 
     def estimate(self, *given: object, **named: object) -> tuple[Tensor, dict[str, Tensor]]:
         gradient, state = super().estimate(*given, **named)  # type: ignore[arg-type]
-        scale = state["weight"].amax((0, 1)).clamp(min=1)
-        return gradient / scale, state
+        offered = by_latent(state, state["weight"], len(gradient))
+        return gradient * by_latent(state, state["weight"] > 0, len(gradient)) / offered, state
 
 
 @pytest.mark.parametrize("coefficient", COEFFICIENTS, **by_name)
@@ -280,12 +286,34 @@ def test_overflow_is_unbiased() -> None:
         window = cls(Triangle(EPS), steps=3, slots=16, coefficient=ExactJump())
         state = {name: v.double() for name, v in window.init(4_000).items()}
         gradient, state = window.estimate(state, Batch(samples, present, 1000))
-        assert ((state["weight"] > 0).sum((0, 1)) == 16).all()
-        torch.testing.assert_close(state["weight"].sum((0, 1)), torch.full((4_000,), 60.0).double())
+        assert (by_latent(state, state["weight"] > 0, 4_000) == 16).all()
+        assert (by_latent(state, state["weight"], 4_000) == 60).all()
         found[cls] = (gradient.mean() - expected.mean()).abs() / gradient.std() * 4_000**0.5
         assert gradient.std() > 0
     assert found[WindowKDE] < 4
     assert found[IgnoresOverflow] > 100
+
+
+@pytest.mark.parametrize(
+    ("slots", "kept"),
+    [(1, [1, 1, 1, 1, 0]), (2, [1, 3, 3, 3, 0]), (6, [1, 4, 12, 13, 0]), (8, [1, 4, 12, 20, 0])],
+)
+def test_slots_are_shared(slots: int, kept: list[int]) -> None:
+    """Rare latents keep all of their samples, frequent ones share what is left in equal parts."""
+    counts = [1, 4, 12, 20, 0]
+    latent = torch.arange(5).repeat_interleave(torch.tensor(counts))
+    values = torch.ones(len(latent), dtype=torch.float64)
+    found = shared(Samples(latent, *[values] * 4), 5, slots)
+    assert torch.bincount(found.latent, minlength=5).tolist() == kept
+    assert sum(kept) <= 5 * slots
+    weights = torch.zeros(5, dtype=torch.float64).index_add(0, found.latent, found.weight)
+    torch.testing.assert_close(weights, torch.tensor(counts, dtype=torch.float64))
+
+
+def test_what_a_fuller_step_left_behind_does_not_count() -> None:
+    """Places are used again by steps that have fewer samples."""
+    steps = [*history(T), *history(T + 2, tokens=20)]
+    check(window_of(WindowKDE, Triangle, ExactJump()), steps)
 
 
 def test_slots_are_for_samples_within_the_guard_band_only() -> None:
