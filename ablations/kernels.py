@@ -110,8 +110,8 @@ def arms(preset: Kernels) -> list[Arm]:
     jumps, over coefficients, rates and seeds."""
     activation = JumpReLU(LogThreshold(preset.start))
 
-    def trained(kernel: BatchKDE, coefficient: float, recipe: Recipe) -> list[Arm]:
-        slots = {"activation": activation, "penalty": L0(coefficient), "kernel": kernel}
+    def trained(estimator: BatchKDE, coefficient: float, recipe: Recipe) -> list[Arm]:
+        slots = {"activation": activation, "penalty": L0(coefficient), "kernel": estimator}
         return [
             Arm(JumpReLUSAE, preset.d_sae, recipe.replace(data_seed=seed), seed, slots)
             for seed in preset.seeds
@@ -125,8 +125,8 @@ def arms(preset: Kernels) -> list[Arm]:
     for width in preset.bandwidths:
         for pull in PULLS.values():
             for coefficient, rate in cells(preset.swept, preset.rates):
-                kernel = BatchKDE(Rectangle(width), coefficient=pull.coefficient)
-                made += trained(kernel, coefficient, short.replace(threshold_lr=rate))
+                estimator = BatchKDE(Rectangle(width), coefficient=pull.coefficient)
+                made += trained(estimator, coefficient, short.replace(threshold_lr=rate))
     return made
 
 
