@@ -7,7 +7,7 @@ twice the tokens; for the bridges (not yet tuned at their rates) between single 
 rate of 4e-3, seed 99, and in `quickstart.csv` for Gated.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,13 @@ import pandas as pd
 from architectures import GatedRIL1SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from architectures.topk import AuxK
 from sae_bench.activations import JumpReLU, LogThreshold, TopK
+from sae_bench.arm import Arm, grid
 from sae_bench.components import Component
 from sae_bench.contrasts import interpolate
 from sae_bench.estimators import BatchKDE
 from sae_bench.kernels import Rectangle
 from sae_bench.penalties import L0, L1, RIL1, Penalty, QuadraticFrequency, Tanh
+from sae_bench.recipe import Recipe
 from sae_bench.sae import SparseAutoencoder
 
 
@@ -69,6 +71,14 @@ class Line:
     slots: Slots
     settings: tuple[float, ...]
     windowed: bool = False
+
+    def arms(
+        self, setting: float, tuned: Tuned, d_sae: int, recipe: Recipe, seeds: Sequence[int]
+    ) -> list[Arm]:
+        """Its arms at a setting, one a seed, with the tuned learning rates."""
+        rates = recipe.replace(lr=tuned.lr, threshold_lr=tuned.threshold_lr)
+        slots = self.slots(setting, tuned)
+        return grid(self.architecture, d_sae=d_sae, recipe=rates, seed=tuple(seeds), **slots)
 
 
 def coded(penalty: type[Penalty]) -> Slots:

@@ -7,7 +7,8 @@ log L0): at equal L0. The rate of a seed is the one with the least mean gain ove
 so that no seed chooses for itself, and the frontier is moved by that rate's gain.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from ablations._estimators import LINES, PULLS, STATES, line, look
 from ablations._lines import prepared
 from ablations._threshold_noise import loglog, text, with_legend
 from sae_bench import bands, plots
+from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval, Outcome, Square, compare, interpolate
 
 PLACES = (16, 24, 32, 48, 64, 96)
@@ -35,12 +37,34 @@ SQUARES = {
 """For each state a 2x2: A is the state instead of none, B exact jumps."""
 
 
+# -- the grid of a line ---------------------------------------------------------------------------
+
+
+def middle(values: Sequence[float]) -> float:
+    """The value in the middle."""
+    return values[len(values) // 2]
+
+
+def cells(coefficients: Sequence[float], rates: Sequence[float]) -> list[tuple[float, float]]:
+    """Coefficient and rate of each arm: all coefficients at the base rate, which is the middle one,
+    and the middle coefficient at all rates."""
+    at, base = middle(coefficients), middle(rates)
+    return [(c, base) for c in coefficients if c != at] + [(at, rate) for rate in rates]
+
+
 # -- measures of an arm ---------------------------------------------------------------------------
 
 
-def moved(theta: Float[np.ndarray, " latents"], start: float) -> float:
-    """Share of thresholds with |theta - start| / start > MOVED."""
-    return float((np.abs(theta / start - 1) > MOVED).mean())
+def theta_of(finished: Finished, arm: str) -> Float[np.ndarray, " latents"]:
+    """The thresholds of a trained arm, in the units of training."""
+    theta = finished.sae(arm).threshold
+    assert theta is not None
+    return theta.detach().double().numpy() / finished.cache.scale
+
+
+def moved(theta: Float[np.ndarray, " latents"], start: float, share: float = MOVED) -> float:
+    """Share of thresholds with |theta - start| / start > `share`."""
+    return float((np.abs(theta / start - 1) > share).mean())
 
 
 def spread(
@@ -69,12 +93,12 @@ def trained(table: pd.DataFrame) -> pd.DataFrame:
     return known.assign(line=line(known["kernel"]))
 
 
-def _rate(table: pd.DataFrame) -> float:
+def base_rate(table: pd.DataFrame) -> float:
     """The base rate: that of the most coefficients."""
     return float(table.groupby("threshold_lr")["coefficient"].nunique().idxmax())
 
 
-def _coefficient(table: pd.DataFrame) -> float:
+def middle_coefficient(table: pd.DataFrame) -> float:
     """The middle coefficient: that of the most rates."""
     return float(table.groupby("coefficient")["threshold_lr"].nunique().idxmax())
 
@@ -91,7 +115,7 @@ def frontier(table: pd.DataFrame) -> pd.DataFrame:
         table: what `trained` gives.
     """
     rows = replicates(table)
-    return rows[np.isclose(rows["threshold_lr"], _rate(table))]
+    return rows[np.isclose(rows["threshold_lr"], base_rate(table))]
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +125,7 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: what `trained` gives.
     """
-    rate, rows = _rate(table), replicates(table)
+    rate, rows = base_rate(table), replicates(table)
     found = []
     for (name, seed), part in rows.groupby(["line", "seed"]):
         base = np.isclose(part["threshold_lr"], rate)
@@ -120,7 +144,7 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: what `trained` gives.
     """
-    every, base, found = gains(table), _rate(table), []
+    every, base, found = gains(table), base_rate(table), []
     for (name, seed), own in every.iterrows():
         others = every.loc[name].drop(index=seed).mean()
         candidates = others[own.notna()].dropna()
@@ -170,9 +194,31 @@ def _intervals(rows: pd.DataFrame) -> dict[str, Interval]:
 
 def word(effect: Interval) -> str:
     """What an interval of an effect on log FVU decides."""
+    if not math.isfinite(effect.half_width):
+        return "unmeasured"
     if not effect.excludes_zero:
         return "undecided"
     return "better" if effect.mean < 0 else "worse"
+
+
+def decided(calls: Mapping[str, Interval]) -> str:
+    """Effects on log FVU by what their intervals decide, in a sentence without its end.
+
+    Args:
+        calls: by the names of what has the effect; at least one.
+    """
+    words = {
+        "better": "FVU at matched L0 is lower with",
+        "worse": "FVU at matched L0 is higher with",
+        "undecided": "the data do not decide (the interval holds 0) for",
+        "unmeasured": "there is no interval (no common range of L0, or a single seed) for",
+    }
+    parts = [
+        f"{said} " + ", ".join(name for name, each in calls.items() if word(each) == call)
+        for call, said in words.items()
+        if call in map(word, calls.values())
+    ]
+    return "; ".join(parts)
 
 
 def described(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
@@ -217,19 +263,9 @@ def concluded(found: pd.DataFrame) -> str:
     """
     own = found[(found["way"] == list(WAYS)[1]) & (found["contrast"] == "A")]
     calls = {r.state: Interval(r.mean, r.low, r.high, r.n) for r in own.itertuples()}
-    words = {
-        "better": "FVU at matched L0 is lower with",
-        "worse": "FVU at matched L0 is higher with",
-        "undecided": "the data do not decide (the interval holds 0) for",
-    }
-    parts = [
-        f"{text_of} " + ", ".join(state for state, each in calls.items() if word(each) == call)
-        for call, text_of in words.items()
-        if call in map(word, calls.values())
-    ]
     widest = max(max(abs(each.low), abs(each.high)) for each in calls.values())
     return (
-        f"  So, each at its own rate: {'; '.join(parts)}. Effects of state beyond "
+        f"  So, each at its own rate: {decided(calls)}. Effects of state beyond "
         f"{widest:.1%} in either direction are outside all of these intervals; other budgets, "
         "widths, models and Adam's beta1 are outside the study."
     )
@@ -247,8 +283,8 @@ def _known(rows: pd.Series | pd.DataFrame) -> list[str]:
 
 def _behaviour(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
     rows = replicates(table).merge(further["thresholds"], on="arm")
-    at = rows[np.isclose(rows["coefficient"], _coefficient(table))]
-    base = at[np.isclose(at["threshold_lr"], _rate(table))].groupby("line")
+    at = rows[np.isclose(rows["coefficient"], middle_coefficient(table))]
+    base = at[np.isclose(at["threshold_lr"], base_rate(table))].groupby("line")
     columns = {
         "L0": base["l0"].mean(),
         "FVU": base["fvu"].mean(),
@@ -262,11 +298,11 @@ def _behaviour(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
         columns |= {f"spread, lr {rate:g}": wide[rate] for rate in wide}
     known = pd.DataFrame(columns)
     return (
-        f"  Thresholds at coefficient {_coefficient(table):g} and threshold lr {_rate(table):g}, "
-        f"means over seeds: moved = share with |theta - start| > {MOVED:.0%} of the start; reached "
-        f"= share of seeds that reach L0 {TARGET}; spread = standard deviation of log theta over "
-        "data orders at equal initial weights, median over latents that fired:\n"
-        + text(known.loc[_known(known)], 3)
+        f"  Thresholds at coefficient {middle_coefficient(table):g} and threshold lr "
+        f"{base_rate(table):g}, means over seeds: moved = share with |theta - start| > "
+        f"{MOVED:.0%} of the start; reached = share of seeds that reach L0 {TARGET}; spread = "
+        "standard deviation of log theta over data orders at equal initial weights, median over "
+        "latents that fired:\n" + text(known.loc[_known(known)], 3)
     )
 
 

@@ -68,7 +68,7 @@ from ablations.factorial import RECIPE
 from architectures import JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
 from sae_bench import bands, plots
-from sae_bench.ablation import Data, Finished, Preset
+from sae_bench.ablation import Data, Finished, Origin, Preset
 from sae_bench.activations import TopK
 from sae_bench.arm import Arm, grid
 from sae_bench.contexts import ContextPolicy, Packed, VariableLength
@@ -108,15 +108,15 @@ class ContextLength(Preset):
         contexts |= {VARIABLE: variable}
         return {name: self.replace(data=self._read_in(each)) for name, each in contexts.items()}
 
-    def evaluation(self) -> dict[str, Data]:
+    def evaluation(self) -> dict[str, Origin]:
         """The fixed contexts."""
         return {str(n): self._read_in(Packed(n)) for n in self.lengths}
 
-    def scaled_by(self) -> Data:
+    def scaled_by(self) -> Origin:
         """The activations of the reference, for all parts."""
         return self._read_in(Packed(self.lengths[1]))
 
-    def _read_in(self, context: ContextPolicy) -> Data:
+    def _read_in(self, context: ContextPolicy) -> Origin:
         return self.data.replace(context=context)
 
 

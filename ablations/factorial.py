@@ -41,9 +41,8 @@ Controls on the trained ReLU + L1, codes rescaled and thresholds swept after tra
 `_controls.py`; their rows are in the further table `controls`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,10 +52,11 @@ from ablations._controls import controlled, controls
 from ablations._convergence import convergence, converging
 from ablations._documents import document_noise
 from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, Tuned, prepared, trials
+from ablations._squares import WAYS, intervals, paths, sentence, summary
 from sae_bench import bands, plots
 from sae_bench.ablation import Data, Finished, Preset
-from sae_bench.arm import Arm, grid
-from sae_bench.contrasts import Interval, Outcome, Square, compare, difference
+from sae_bench.arm import Arm
+from sae_bench.contrasts import Outcome, compare
 from sae_bench.recipe import Recipe
 from sae_bench.results import Results
 from sae_bench.text import After, Documentation, Excerpts
@@ -144,21 +144,9 @@ def arms(preset: Factorial) -> list[Arm]:
         line = LINES[name]
         seeds = preset.seeds if name in CELLS else preset.bridge_seeds
         for tuned in tried[name]:
-            recipe = preset.recipe.replace(lr=tuned.lr, threshold_lr=tuned.threshold_lr)
-            common: dict[str, Any] = {"d_sae": preset.d_sae, "recipe": recipe, "seed": seeds}
             for index in preset.settings:
-                slots = line.slots(line.settings[index], tuned)
-                made += grid(line.architecture, **common, **slots)
+                made += line.arms(line.settings[index], tuned, preset.d_sae, preset.recipe, seeds)
     return made
-
-
-WAYS = {
-    f"gradients {path}": Square(
-        "ReLU + L1", f"JumpReLU + L1 ({short})", "ReLU + L0 (input)", f"JumpReLU + L0 ({short})"
-    )
-    for path, short in (("to theta only", "theta"), ("straight-through to the input", "input"))
-}
-"""The two 2x2s: A is the activation, B the penalty. ReLU + L0 has one way only and is in both."""
 
 
 FVU = Outcome("log_fvu", "log_l0", "FVU at matched L0", AT)
@@ -186,68 +174,6 @@ def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
         table: what `prepared` gives.
     """
     return compare(table, WAYS, OUTCOMES, "cell")
-
-
-GAIN = {(True, True): "both", (True, False): "the activation", (False, True): "the penalty"}
-
-
-def verdict(activation: Interval, penalty: Interval, sign: int) -> str:
-    """Which of the two has an effect of that sign."""
-    a, b = (each.excludes_zero and each.mean * sign > 0 for each in (activation, penalty))
-    return GAIN.get((a, b), "neither")
-
-
-def _summary(found: pd.DataFrame) -> list[str]:
-    """The verdicts alone, one line a decisive outcome."""
-    said = []
-    for outcome in DECISIVE:
-        parts = []
-        for way, rows in found[found["outcome"] == outcome.name].groupby("way", sort=False):
-            of = {r.contrast: Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}
-            word = verdict(of["A"], of["B"], 1 if outcome in FREQUENT else -1)
-            parts.append(f"{word} ({way})")
-        direction = "rises" if outcome in FREQUENT else "falls"
-        said.append(f"  {outcome.name} {direction} with {', '.join(parts)}.")
-    return said
-
-
-def _sentence(outcome: Outcome, found: Mapping[str, Interval], places: int) -> str:
-    frequent = outcome in FREQUENT
-    say = Interval.points if frequent else Interval.percent
-    if not places:
-        return f"  {outcome.name}: the cells have no common range, so no answer."
-    from_what = verdict(found["A"], found["B"], 1 if frequent else -1)
-    text = (
-        f"  {outcome.name}, {places} places, {'rises' if frequent else 'falls'} with "
-        f"{from_what}: JumpReLU for ReLU {say(found['A'])}, L0 for L1 {say(found['B'])}, "
-        f"interaction {say(found['interaction'])}, together {say(found['together'])}."
-    )
-    if found["interaction"].excludes_zero:  # main effects then hide what happens in either row
-        text += (
-            f" One by one: JumpReLU for ReLU {say(found['A without B'])} under L1, "
-            f"{say(found['A with B'])} under L0; L0 for L1 {say(found['B without A'])} with ReLU, "
-            f"{say(found['B with A'])} with JumpReLU."
-        )
-    return text
-
-
-def _paths(table: pd.DataFrame) -> list[str]:
-    """Gradients to the input against gradients to theta only, at matched L0."""
-    said = []
-    for penalty in ("L0", "L1"):
-        to_input, to_theta = (f"JumpReLU + {penalty} ({path})" for path in ("input", "theta"))
-        if not {to_input, to_theta} <= set(table["cell"]):
-            continue
-        found = {
-            outcome: difference(table, outcome, "cell", to_input, to_theta)[0]
-            for outcome in DECISIVE
-        }
-        shown = ", ".join(
-            f"{outcome.name} {(Interval.points if outcome in FREQUENT else Interval.percent)(each)}"
-            for outcome, each in found.items()
-        )
-        said.append(f"  under {penalty}: {shown}.")
-    return said
 
 
 def _evaluation_noise(found: pd.DataFrame) -> str:
@@ -284,20 +210,21 @@ def answer(results: Results) -> str:
         "Is the gain due to the activation, the penalty, both, or neither? Means over places of "
         f"the differences of {seeds} paired seeds, with 95% t-intervals over seeds."
     ]
-    said += _summary(found)
+    said += summary(found, DECISIVE)
     calls: list[tuple[float, str]] = []
     for (way, name), rows in found.groupby(["way", "outcome"], sort=False):
         outcome = next(each for each in OUTCOMES if each.name == name)
-        intervals = {r.contrast: Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}
+        known = intervals(rows)
         said += [f"{way}:"] if outcome == FVU else []
-        said.append(_sentence(outcome, intervals, int(rows["places"].iloc[0])))
+        said.append(sentence(outcome, known, int(rows["places"].iloc[0])))
         if outcome in DECISIVE:
             calls += [
                 (each.margin / each.half_width, f"{SIDES[side]}, {name}, {way}")
-                for side, each in intervals.items()
+                for side, each in known.items()
                 if side in ("A", "B") and each.half_width > 0
             ]
-    said += ["What straight-through gradients to the input change in JumpReLU:", *_paths(table)]
+    said.append("What straight-through gradients to the input change in JumpReLU:")
+    said += paths(table, DECISIVE)
     if "documents" in results.further:
         said.append(_evaluation_noise(results.further["documents"]))
     said += ["JumpReLU's thresholds, means over arms:", _collapse(table)]

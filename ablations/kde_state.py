@@ -50,7 +50,16 @@ from matplotlib.figure import Figure
 
 from ablations import _threshold_noise, _threshold_training
 from ablations._estimators import STEPS, lines, panel
-from ablations._threshold_training import TARGET, moved, spread, steps_to, trained
+from ablations._threshold_training import (
+    TARGET,
+    cells,
+    middle,
+    moved,
+    spread,
+    steps_to,
+    theta_of,
+    trained,
+)
 from ablations.factorial import STUDY as FACTORIAL
 from architectures import JumpReLUSAE
 from sae_bench.ablation import Finished, Preset
@@ -108,43 +117,38 @@ PRESETS = {
 }
 
 
-def _middle(values: tuple[float, ...]) -> float:
-    return values[len(values) // 2]
-
-
 def _common(preset: State) -> dict[str, Any]:
     return {"d_sae": preset.d_sae, "activation": JumpReLU(LogThreshold(START))}
 
 
 def staged(preset: State) -> list[Arm]:
     """The SAEs on which noise is measured: one a stage, of the batch estimate."""
-    penalty = L0(_middle(preset.coefficients))
+    penalty = L0(middle(preset.coefficients))
     recipes = [preset.recipe.shortened(stage) for stage in preset.stages]
     if not recipes:
         return []
     return grid(JumpReLUSAE, penalty=penalty, kernel=KERNEL, recipe=recipes, **_common(preset))
 
 
-def _cells(preset: State) -> Iterator[tuple[dict[str, float], int, int]]:
-    """Coefficient and rate, seed, data order of each arm of a line."""
-    middle, base = _middle(preset.coefficients), _middle(preset.rates)
-    swept = [{"coefficient": middle, "rate": rate} for rate in preset.rates]
-    others = [{"coefficient": c, "rate": base} for c in preset.coefficients if c != middle]
+def _cells(preset: State) -> Iterator[tuple[float, float, int, int]]:
+    """Coefficient, rate, seed and data order of each arm of a line."""
+    every = cells(preset.coefficients, preset.rates)
+    swept = cells((middle(preset.coefficients),), preset.rates)
     for seed in preset.seeds:
-        yield from ((cell, seed, seed) for cell in [*others, *swept])
+        yield from ((*cell, seed, seed) for cell in every)
     for order in preset.orders:
-        yield from ((cell, seed, order) for seed in preset.seeds[:1] for cell in swept)
+        yield from ((*cell, seed, order) for seed in preset.seeds[:1] for cell in swept)
 
 
 def arms(preset: State) -> list[Arm]:
     """The SAEs for noise, then every line over coefficients, rates, seeds and data orders."""
     recipe, common, made = preset.recipe.shortened(preset.share), _common(preset), staged(preset)
-    for cell, seed, order in _cells(preset):
+    for coefficient, rate, seed, order in _cells(preset):
         made += grid(
             JumpReLUSAE,
-            penalty=L0(cell["coefficient"]),
+            penalty=L0(coefficient),
             kernel=list(lines(KERNEL).values()),
-            recipe=recipe.replace(threshold_lr=cell["rate"], data_seed=order),
+            recipe=recipe.replace(threshold_lr=rate, data_seed=order),
             seed=seed,
             **common,
         )
@@ -177,13 +181,6 @@ def noise(finished: Finished) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def _theta(finished: Finished, arm: str) -> np.ndarray:
-    """Thresholds in the units of training."""
-    theta = finished.sae(arm).threshold
-    assert theta is not None
-    return theta.detach().double().numpy() / finished.cache.scale
-
-
 def _known(finished: Finished) -> pd.DataFrame:
     """The measured rows of `training`; none of a part without seeds."""
     table = finished.table
@@ -196,7 +193,7 @@ def thresholds(finished: Finished) -> pd.DataFrame:
     (to L0 = TARGET)."""
     found = []
     for arm in _known(finished)["arm"].drop_duplicates():
-        theta = _theta(finished, arm)
+        theta = theta_of(finished, arm)
         steps = steps_to(finished.history(arm), TARGET)
         row = {"theta": float(np.median(theta)), "moved": moved(theta, START), "steps": steps}
         found.append({"arm": arm, **row})
@@ -214,7 +211,7 @@ def spreads(finished: Finished) -> pd.DataFrame:
     for key, part in rows.groupby(["line", "threshold_lr", "coefficient", "seed"], sort=False):
         if len(part) > 1:
             fired = np.min([rates[arm] for arm in part["arm"]], axis=0) > 0
-            theta = np.array([_theta(finished, arm) for arm in part["arm"]])
+            theta = np.array([theta_of(finished, arm) for arm in part["arm"]])
             found.append((*key, len(part), int(fired.sum()), spread(theta, fired)))
     columns = ["line", "threshold_lr", "coefficient", "seed", "orders", "latents", "spread"]
     return pd.DataFrame(found, columns=columns)

@@ -14,6 +14,7 @@ and, if the run's table does not say it all,
 """
 
 import importlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,8 +41,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Data(Component):
-    """Which activations an ablation uses; arguments as in `ActivationCache.build`.
+class Origin(Component):
+    """Where the activations of a preset come from."""
+
+    @property
+    def lm_tokens(self) -> int:
+        """Tokens of the language-model evaluation."""
+        return 0
+
+    @abstractmethod
+    def cache(self, device: str | None = None) -> ActivationCache:
+        """The training activations, with a held-out side."""
+
+    def caches(
+        self, wanted: Iterable["Origin"], device: str | None = None
+    ) -> dict["Origin", ActivationCache]:
+        """Its own cache, and those of `wanted` that the same pass makes. Here: its own."""
+        return {self: self.cache(device)}
+
+
+@dataclass(frozen=True)
+class Data(Origin):
+    """Activations of a language model; arguments as in `ActivationCache.build`.
 
     Args:
         lm_tokens: tokens of the language-model evaluation.
@@ -59,13 +80,17 @@ class Data(Component):
 
     def cache(self, device: str | None = None) -> ActivationCache:
         """Builds the cache, or finds it."""
-        return self.caches([self.site], device)[self.site]
+        return self.caches([], device)[self]
 
-    def caches(self, sites: Iterable[str], device: str | None = None) -> dict[str, ActivationCache]:
-        """The same of several sites, out of one pass of the model."""
-        return ActivationCache.build(
+    def caches(
+        self, wanted: Iterable[Origin], device: str | None = None
+    ) -> dict[Origin, ActivationCache]:
+        """Those of `wanted` that differ from it in the site alone come out of its pass."""
+        others = (each for each in wanted if isinstance(each, Data))
+        together = [self, *(each for each in others if each.replace(site=self.site) == self)]
+        built = ActivationCache.build(
             self.model,
-            sorted(set(sites)),
+            sorted({each.site for each in together}),
             self.text,
             self.tokens,
             held_out_tokens=self.held_out_tokens,
@@ -74,6 +99,7 @@ class Data(Component):
             model_dtype=self.model_dtype,
             device=device,
         )
+        return {each: built[each.site] for each in together}
 
 
 @dataclass(frozen=True)
@@ -86,7 +112,7 @@ class Preset(Component):
         recipe: how arms are trained, unless the ablation tunes an arm's own.
     """
 
-    data: Data
+    data: Origin
     d_sae: int
     recipe: Recipe
 
@@ -95,11 +121,11 @@ class Preset(Component):
         run one after the other. Here: the one part without a name."""
         return {"": self}
 
-    def evaluation(self) -> Mapping[str, Data]:
+    def evaluation(self) -> Mapping[str, Origin]:
         """Evaluation sets, by name: the held-out sides of these. None: that of its own data."""
         return {}
 
-    def scaled_by(self) -> Data:
+    def scaled_by(self) -> Origin:
         """Activations whose scale s normalises those it is trained on. Here: these themselves;
         parts that name the same ones are trained in the same units."""
         return self.data
@@ -191,4 +217,4 @@ def load(spec: str) -> Ablation:
     return Ablation(Path(spec).stem, question, *found)
 
 
-__all__ = ["Ablation", "Data", "Finished", "Preset", "load", "names"]
+__all__ = ["Ablation", "Data", "Finished", "Origin", "Preset", "load", "names"]

@@ -121,6 +121,12 @@ def run_grid(arguments: argparse.Namespace) -> None:
         for name in ("model", "site", "text", "tokens")
         if getattr(arguments, name) is not None
     }
+    known = {field.name for field in dataclasses.fields(preset.data)}
+    if absent := [name for name in changes if name not in known]:
+        raise InputError(
+            f"--{absent[0]}: the activations of {chosen.name} are {type(preset.data).__name__}, "
+            f"which has no {absent[0]}"
+        )
     preset = preset.replace(data=preset.data.replace(**changes))
     if arguments.d_sae is not None:
         preset = preset.replace(d_sae=arguments.d_sae)

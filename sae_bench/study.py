@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae_bench.ablation import Ablation, Data, Finished, Preset
+from sae_bench.ablation import Ablation, Finished, Origin, Preset
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
 from sae_bench.checkpoints import EVERY
@@ -75,23 +75,22 @@ def study(
     return Results.read(out)
 
 
-def _data(part: Preset) -> list[Data]:
+def _data(part: Preset) -> list[Origin]:
     return [part.data, part.scaled_by(), *part.evaluation().values()]
 
 
-def _caches(wanted: Iterable[Data], device: str | None) -> dict[Data, ActivationCache]:
-    """Builds or finds them; those that differ in the site alone come out of one pass."""
+def _caches(wanted: Iterable[Origin], device: str | None) -> dict[Origin, ActivationCache]:
+    """Builds or finds them; those that one pass makes together."""
     wanted = list(dict.fromkeys(wanted))
-    found: dict[Data, ActivationCache] = {}
-    for passing in dict.fromkeys(data.replace(site="") for data in wanted):
-        together = [data for data in wanted if data.replace(site="") == passing]
-        caches = passing.caches([data.site for data in together], device)
-        found |= {data: caches[data.site] for data in together}
+    found: dict[Origin, ActivationCache] = {}
+    for origin in wanted:
+        if origin not in found:
+            found |= origin.caches(wanted, device)
     return found
 
 
 def _held_out(cache: ActivationCache) -> ActivationCache:
-    assert cache.held_out is not None  # `Data` always asks for one
+    assert cache.held_out is not None  # every origin gives one
     return cache.held_out
 
 

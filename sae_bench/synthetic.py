@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.optimize import brentq
 from torch import Tensor
 
@@ -117,9 +117,18 @@ class SyntheticFeatures(Component):
         return ActivationCache.from_tensor(x, held_out=(total - rows) / total, name=self.label)
 
 
+def closest(
+    decoder: Float[Tensor, "d_sae d_in"], features: Float[Tensor, "n d_in"]
+) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
+    """The largest cosine of each true feature with any decoder row, and which row that is."""
+    rows = torch.nn.functional.normalize(decoder.float(), dim=1)
+    cosines = torch.nn.functional.normalize(features.float(), dim=1) @ rows.T
+    best = cosines.max(dim=1)
+    return best.values, best.indices
+
+
 def recovery(
     decoder: Float[Tensor, "d_sae d_in"], features: Float[Tensor, "n d_in"]
 ) -> Float[Tensor, "n"]:
     """How well each true feature is found: its largest cosine with any decoder row."""
-    rows = torch.nn.functional.normalize(decoder.float(), dim=1)
-    return (torch.nn.functional.normalize(features.float(), dim=1) @ rows.T).amax(dim=1)
+    return closest(decoder, features)[0]

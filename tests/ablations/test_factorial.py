@@ -10,6 +10,7 @@ import pytest
 from ablations import _controls, _documents, factorial
 from ablations._convergence import convergence
 from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, cell, prepared, trials
+from ablations._squares import verdict
 from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval
 from sae_bench.results import Results
@@ -147,10 +148,10 @@ def test_the_answer_names_what_made_the_difference(
 
 def test_the_verdict_needs_the_sign() -> None:
     down, up, none = Interval(-1, -2, -0.5, 5), Interval(1, 0.5, 2, 5), Interval(0, -1, 1, 5)
-    assert factorial.verdict(down, none, -1) == "the activation"
-    assert factorial.verdict(down, none, 1) == "neither"
-    assert factorial.verdict(up, up, 1) == "both"
-    assert factorial.verdict(none, up, 1) == "the penalty"
+    assert verdict(down, none, -1) == "the activation"
+    assert verdict(down, none, 1) == "neither"
+    assert verdict(up, up, 1) == "both"
+    assert verdict(none, up, 1) == "the penalty"
 
 
 def test_tuning_tables_list_trials() -> None:

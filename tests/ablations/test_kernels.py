@@ -1,0 +1,311 @@
+"""Kernel shape and bandwidth: what is trained and measured, and what the answer makes of it."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ablations import _bandwidths, _kernel_shapes, kernels
+from ablations._threshold_training import decided, theta_of
+from ablations._windows import SHAPES, half_window, inside, named
+from architectures import JumpReLUSAE
+from sae_bench.ablation import Finished
+from sae_bench.activations import JumpReLU, LogThreshold
+from sae_bench.arm import Arm
+from sae_bench.contrasts import Interval
+from sae_bench.files import write_table
+from sae_bench.kernels import Gaussian, Kernel, Rectangle, Triangle
+from sae_bench.results import Results
+from sae_bench.run import run
+from tests.grids import tensor_cache
+
+STUDY = kernels.STUDY
+PARTS = STUDY.parts()
+ARMS = {name: kernels.arms(part) for name, part in PARTS.items()}
+COLUMNS = {name: [arm.columns() for arm in arms] for name, arms in ARMS.items()}
+NONE = pd.DataFrame()
+
+
+# -- the grid -------------------------------------------------------------------------------------
+
+
+def test_shapes_and_bandwidths() -> None:
+    shapes, widths = ARMS["shapes"], ARMS["bandwidth"]
+    assert (len(shapes), len(widths)) == (84, 210)
+    arms = [*shapes, *widths]
+    assert len({columns["arm"] for part in COLUMNS.values() for columns in part}) == 294
+    assert all(arm.ends_warm and not arm.objection for arm in arms)
+    assert all(arm.seed == arm.recipe.data_seed for arm in arms)
+    for part in (shapes, widths):
+        lines = Counter(arm.slots["kernel"] for arm in part)
+        assert len(set(lines.values())) == 1  # no line has more arms than another
+
+
+def test_seven_kernels_equal_in_bandwidth_or_in_deviation() -> None:
+    assert len(set(STUDY.kernels)) == 7
+    first, *others = STUDY.kernels
+    assert first == Rectangle(0.02)
+    equal_eps = [kernel for kernel in others if kernel.bandwidth == first.bandwidth]
+    deviations = [kernel.bandwidth * kernel.variance**0.5 for kernel in STUDY.kernels]
+    equal_width = [s for s in deviations if math.isclose(s, 0.02 / math.sqrt(12))]
+    assert (len(equal_eps), len(equal_width)) == (3, 4)
+
+
+def test_bandwidths_span_three_decades_around_the_default() -> None:
+    steps = np.diff(np.log10(STUDY.bandwidths))
+    assert steps == pytest.approx(0.5, abs=0.01)
+    assert STUDY.bandwidths[3] == kernels.DEFAULT.bandwidth
+
+
+# -- windows --------------------------------------------------------------------------------------
+
+
+def planted(part: str, effect: Callable[[Arm], float], denser: Callable[[Arm], float]) -> Results:
+    """The rows of a part with log FVU = -0.5 log L0 plus an effect; `denser` multiplies L0. Lines
+    differ in the size of a noise of seeds whose mean is 0."""
+    made = []
+    for arm, columns in zip(ARMS[part], COLUMNS[part], strict=True):
+        l0 = 0.016 / arm.slots["penalty"].coefficient * denser(arm)
+        noise = (arm.seed - 1) * 0.004 * math.sin(1 + 50 * arm.slots["kernel"].kernel.bandwidth)
+        row = {"part": part, "eval_set": "held-out", "l0": l0, "delta_lm_loss": math.nan}
+        made.append(columns | row | {"fvu": math.exp(-0.5 * math.log(l0) + effect(arm) + noise)})
+    return Results(pd.DataFrame(made), NONE)
+
+
+def nothing(arm: Arm) -> float:
+    return 0.0
+
+
+def as_dense(arm: Arm) -> float:
+    return 1.0
+
+
+def test_kernels_are_read_from_labels() -> None:
+    for part in PARTS:
+        table = named(planted(part, nothing, as_dense).table)
+        for arm, row in zip(ARMS[part], table.itertuples(), strict=True):
+            estimator = arm.slots["kernel"]
+            assert row.shape == type(estimator.kernel).__name__
+            assert row.bandwidth == pytest.approx(estimator.kernel.bandwidth, rel=1e-5)
+            width = estimator.kernel.bandwidth * estimator.kernel.variance**0.5
+            assert row.deviation == pytest.approx(width, rel=1e-5)
+            assert (row.pull == ", exact jump") == ("ExactJump" in estimator.label)
+
+
+@pytest.mark.parametrize("shape", list(SHAPES.values()))
+def test_a_window_is_the_rectangle_of_equal_deviation(shape: type[Kernel]) -> None:
+    rectangle = Rectangle.of_width(shape(0.3).bandwidth * shape.variance**0.5)
+    assert half_window(shape(0.3)) == pytest.approx(rectangle.bandwidth / 2)
+
+
+def test_samples_in_windows_are_counted() -> None:
+    sae = JumpReLUSAE(2, 2, activation=JumpReLU(LogThreshold(0.5)))
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(2))
+    first = torch.tensor([[0.41, 0.0], [0.59, 0.48], [0.61, 2.0]])
+    counts = inside(sae, [first, first + 0.15], 0.1)
+    assert counts.tolist() == [[2, 1], [1, 0]]
+    kernel = Rectangle(0.2)
+    seen = kernel.density((first - 0.5) / kernel.bandwidth) > 0
+    assert counts[0].tolist() == seen.sum(0).tolist()
+
+
+# -- shapes ---------------------------------------------------------------------------------------
+
+
+def wide(kernel: Kernel) -> float:
+    """An effect of width alone: none at that of the rectangle."""
+    return 0.1 * math.log(kernel.bandwidth * kernel.variance**0.5 / (0.02 / math.sqrt(12)))
+
+
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    [
+        (lambda arm: 0.0, ("undecided", "undecided")),
+        (lambda arm: wide(arm.slots["kernel"].kernel), ("worse", "undecided")),
+        (lambda arm: 0.1 * (not isinstance(arm.slots["kernel"].kernel, Rectangle)), ("worse",) * 2),
+        (lambda arm: -0.1 * isinstance(arm.slots["kernel"].kernel, Gaussian), ("better",) * 2),
+    ],
+)
+def test_an_effect_of_shape_is_told_from_one_of_width(
+    effect: Callable[[Arm], float], words: tuple[str, str]
+) -> None:
+    results = planted("shapes", effect, as_dense)
+    found = _kernel_shapes.effects(named(results.table))
+    assert set(found["places"]) == {6}
+    gaussian = found[found["contrast"] == "Gaussian"].set_index("way")["mean"]
+    said = kernels.answer(results)
+    for way, expected in zip(_kernel_shapes.WAYS, words, strict=True):
+        line = next(each for each in said.splitlines() if each.startswith(f"  {way}:"))
+        assert f"({expected}, " in line.split("Gaussian")[1]
+        assert (abs(gaussian[way]) > 0.05) == (expected != "undecided")
+    assert ("may be width alone" in said) == (words == ("worse", "undecided"))
+    assert "lie outside all of these intervals" in said
+    assert "So, at equal eps: " in said
+
+
+def test_shapes_without_a_common_range_have_no_answer() -> None:
+    def denser(arm: Arm) -> float:
+        return 100.0 if isinstance(arm.slots["kernel"].kernel, Triangle) else 1.0
+
+    said = kernels.answer(planted("shapes", nothing, denser))
+    assert "Triangle no common range of L0 (unmeasured, 0 places)" in said
+    assert "there is no interval (no common range of L0, or a single seed) for Triangle." in said
+    alone = planted("shapes", nothing, as_dense)
+    triangles = alone.table[alone.table["kernel"].str.contains("Triangle")]
+    assert "no answer" in kernels.answer(Results(triangles, NONE))
+
+
+def test_words_of_intervals() -> None:
+    calls = {
+        "a": Interval(-1, -2, -0.5, 3),
+        "b": Interval(1, 0.5, 2, 3),
+        "c": Interval(0, -1, 1, 3),
+        "d": Interval(1, math.nan, math.nan, 1),
+        "e": Interval(-3, -4, -2, 3),
+    }
+    lower, higher, undecided, unmeasured = decided(calls).split("; ")
+    assert lower.endswith("lower with a, e")
+    assert higher.endswith("higher with b")
+    assert undecided.endswith("for c")
+    assert unmeasured.endswith("for d")
+
+
+# -- bandwidths -----------------------------------------------------------------------------------
+
+
+def narrow_is_noisy(arm: Arm) -> float:
+    """FVU rises with the distance of eps from 0.02, half as much with exact jumps."""
+    kernel = arm.slots["kernel"]
+    exact = 0.5 if "ExactJump" in kernel.label else 1.0
+    return 0.1 * exact * abs(math.log10(kernel.kernel.bandwidth / 0.02))
+
+
+def test_the_bandwidth_that_is_best_is_found() -> None:
+    results = planted("bandwidth", narrow_is_noisy, as_dense)
+    table = _bandwidths.lined(named(results.table))
+    found = (
+        _bandwidths.effects(table).set_index(["way", "against", "bandwidth"])["mean"].sort_index()
+    )
+    for way in ("at one threshold lr", "each at its own threshold lr"):
+        for kind, size in (("straight-through", 0.1), ("exact jump", 0.05)):
+            assert found[way, kind, 2e-3] == pytest.approx(size, abs=0.002)
+            assert found[way, kind, 0.63] == pytest.approx(1.5 * size, abs=0.002)
+        apart = found[way, _bandwidths.BETWEEN]
+        assert apart[0.02] == pytest.approx(0, abs=0.002)
+        assert apart[0.2] == pytest.approx(-0.05, abs=0.002)
+    said = kernels.answer(results)
+    others = "eps 0.00063, eps 0.002, eps 0.0063, eps 0.063, eps 0.2, eps 0.63"
+    assert f"straight-through: FVU at matched L0 is higher with {others}." in said
+    assert "Threshold lr chosen, by the other seeds: eps 0.00063 " in said
+
+
+def test_no_difference_is_said_as_such() -> None:
+    said = kernels.answer(planted("bandwidth", nothing, as_dense))
+    sentences = [line for line in said.splitlines() if line.startswith("  So, each at its own")]
+    assert len(sentences) == 3
+    assert all("the data do not decide" in each for each in sentences)
+    assert not any("lower" in each or "higher" in each for each in sentences)
+
+
+def test_a_bandwidth_at_its_own_rate() -> None:
+    """The narrowest window gains at the largest rate: it is compared there."""
+
+    def effect(arm: Arm) -> float:
+        narrow = arm.slots["kernel"].kernel.bandwidth == 6.3e-4
+        return 0.1 * narrow * (1 if arm.recipe.threshold_lr != 0.3 else -1)
+
+    results = planted("bandwidth", effect, as_dense)
+    table = _bandwidths.lined(named(results.table))
+    found = (
+        _bandwidths.effects(table).set_index(["way", "against", "bandwidth"])["mean"].sort_index()
+    )
+    kind = "straight-through"
+    assert found["at one threshold lr", kind, 6.3e-4] == pytest.approx(0.1, abs=0.005)
+    assert found["each at its own threshold lr", kind, 6.3e-4] == pytest.approx(-0.1, abs=0.005)
+
+
+def test_thresholds_that_hardly_move_may_leave_nothing_to_compare() -> None:
+    def denser(arm: Arm) -> float:
+        return 100.0 if arm.slots["kernel"].kernel.bandwidth < 1e-3 else 1.0
+
+    results = planted("bandwidth", nothing, denser)
+    assert "eps 0.00063 no common range of L0 (unmeasured, 0 places)" in kernels.answer(results)
+    drawn = kernels.figures(results)["fvu_vs_eps"]
+    drawn.draw_without_rendering()
+
+
+# -- from end to end ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> kernels.Kernels:
+    recipe = STUDY.recipe.replace(
+        tokens=128, batch_size=32, lr_warmup=1, lr_decay=1, penalty_warmup=2
+    )
+    return STUDY.replace(
+        d_sae=24,
+        recipe=recipe,
+        share=0.75,
+        coefficients=(1e-3, 3e-2),
+        swept=(1e-3, 3e-2),
+        rates=(0.1,),
+        bandwidths=(0.02, 0.2),
+        kernels=(STUDY.kernels[0], STUDY.kernels[3], STUDY.kernels[6]),
+        seeds=(0, 1),
+    )
+
+
+@pytest.fixture(scope="module")
+def results(small: kernels.Kernels, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Both parts, a few steps long; checks `windows` against the SAEs on the way."""
+    out, cache = tmp_path_factory.mktemp("run"), tensor_cache(d_in=16)
+    for name, part in small.parts().items():
+        arms = kernels.arms(part)
+        table = run(arms, cache, out=out / name, device="cpu")
+        finished = Finished(part, table, out / name, cache)
+        rows = kernels.seen(finished)
+        for arm, row in zip(arms, rows.itertuples(), strict=True):
+            theta, half = theta_of(finished, arm.key), half_window(arm.slots["kernel"].kernel)
+            assert row.arm == arm.key
+            assert row.moved == (np.abs(theta - 0.04) > half / 2).mean()
+            assert row.travel == pytest.approx(np.median(np.abs(np.log(theta / 0.04))))
+        (out / name / "further").mkdir()
+        write_table(out / name / "further" / "windows.parquet", rows)
+    return Results.read(out)
+
+
+def test_windows_are_measured(results: Results) -> None:
+    assert set(results.table["status"]) == {"trained"}
+    seen = results.further["windows"]
+    assert set(seen["arm"]) == set(results.table["arm"])
+    assert seen[["moved", "hit", "expected"]].stack().between(0, 1).all()
+    assert (seen["travel"] > 0).all()
+    table = named(results.table).merge(seen, on="arm")
+    swept = table[table["part_x"] == "bandwidth"].groupby("bandwidth")["count"].mean()
+    assert (swept.diff().dropna() > 0).all()  # wider windows see more
+    assert swept.iloc[-1] > 5 * swept.iloc[0]
+
+
+def test_the_answer_and_the_figures(results: Results, tmp_path: Path) -> None:
+    said = kernels.answer(results)
+    assert "Kernel shape, 2 paired seeds" in said
+    assert "Bandwidth of the rectangle, 2 paired seeds" in said
+    assert "hit expected" in said
+    drawn = kernels.figures(results)
+    assert set(drawn) == {"fvu_vs_l0", "fvu_vs_eps", "travel_vs_eps", "samples_vs_eps"}
+    results.publish("kernels", tmp_path)
+    assert kernels.answer(Results.published("kernels", tmp_path)) == said
+
+
+@pytest.mark.parametrize("part", ["shapes", "bandwidth"])
+def test_one_part_alone(results: Results, part: str) -> None:
+    further = {key: rows[rows["part"] == part] for key, rows in results.further.items()}
+    alone = Results(results.table[results.table["part"] == part], NONE, further)
+    assert ("Kernel shape" in kernels.answer(alone)) == (part == "shapes")
+    assert len(kernels.figures(alone)) == {"shapes": 1, "bandwidth": 3}[part]
