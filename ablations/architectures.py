@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ablations._attribution import against_l0, attribution
 from ablations._comparison import against_compute, at_compute, matching, verdict
 from ablations._lines import prepared
 from ablations._matching import matches
@@ -156,12 +157,13 @@ def _at_budget(preset: Comparison, share: float) -> list[Arm]:
     ]
 
 
-FURTHER = {"matches": matches}
+FURTHER = {"matches": matches, "attribution": attribution}
 
 
 def figures(results: Results) -> dict[str, Figure]:
     """FVU and delta LM loss against L0 at the full budget, firing-frequency histograms; with
-    several budgets FVU against compute, with several seeds the latents that match."""
+    several budgets FVU against compute, with several seeds the latents that match; with a language
+    model r_L0 against L0."""
     table = results.table
     full = table[table["train_tokens"] == table["train_tokens"].max()]
     drawn = plots.comparison(full, results.frequencies)
@@ -170,6 +172,8 @@ def figures(results: Results) -> dict[str, Figure]:
         drawn["fvu_vs_compute"] = against_compute(spent)
     if "matches" in results.further and table["seed"].nunique() > 1:
         drawn["matches"] = matching(results.further["matches"])
+    if len(found := results.further.get("attribution", pd.DataFrame())):
+        drawn["r_l0_vs_l0"] = against_l0(found, full)
     return drawn
 
 

@@ -115,6 +115,13 @@ def parser() -> argparse.ArgumentParser:
         "--parts", nargs="+", default=(), metavar="PART", help="parts of it (default: all)"
     )
     grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
+    grid.add_argument(
+        "--cost",
+        type=int,
+        default=None,
+        metavar="WIDTH",
+        help="list the arms, say what they will cost on activations of this width, and stop",
+    )
 
     command(
         "report",

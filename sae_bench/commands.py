@@ -17,6 +17,7 @@ from sae_bench.components import Component
 from sae_bench.conformance import ARCHITECTURE
 from sae_bench.contexts import Packed, PerDocument
 from sae_bench.conversion import to_gated, to_jumprelu
+from sae_bench.cost import Cost
 from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
@@ -132,9 +133,11 @@ def run_grid(arguments: argparse.Namespace) -> None:
         preset = preset.replace(d_sae=arguments.d_sae)
     parts = chosen_parts(preset, arguments.parts)
     released = [Released(path) for path in arguments.released]
-    if arguments.dry_run:
+    if arguments.dry_run or arguments.cost is not None:
         for name, part in parts.items():
             print(*filter(None, [name, planned([*chosen.arms(part), *released])]), sep="\n")
+            if arguments.cost is not None:
+                print(Cost.of(chosen.arms(part), part.data, arguments.cost))
         return
     results = study(
         chosen,

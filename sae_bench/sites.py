@@ -176,6 +176,26 @@ def resume_at(
     return Resumable(lm, ids, mask, site, logits=logits, **values)
 
 
+def logits_from(
+    lm: LanguageModel,
+    ids: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"],
+    site: Site,
+) -> tuple[Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos vocab"]]:
+    """The clean value at the site, as a leaf that requires gradients, and the clean logits as a
+    function of it, from one forward pass. Of what comes before the site nothing is kept: there is
+    no gradient to compute there."""
+    leaves: list[Tensor] = []
+
+    def detach(value: Tensor) -> Tensor:
+        leaves.append(value.detach().clone().requires_grad_())
+        return leaves[-1].clone()  # some models add to it in place, which a leaf forbids
+
+    with torch.enable_grad(), _hooked(lm, site, detach):
+        logits = lm.logits(ids, mask)
+    return leaves[0], logits
+
+
 # --- finding the module -------------------------------------------------------------------------
 
 

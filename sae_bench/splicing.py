@@ -36,6 +36,11 @@ class TextBatch:
         """Positions t with both t and t + 1 counted."""
         return self.counted[:, :-1] & self.counted[:, 1:]
 
+    @property
+    def owners(self) -> Int[np.ndarray, " scored"]:
+        """The document of each scored position's target."""
+        return self.documents[:, 1:][self.scored.cpu().numpy()]
+
     def losses(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[np.ndarray, " scored"]:
         """Cross-entropy in nats of each scored position, in float32."""
         kept = logits[:, :-1][self.scored].float()
@@ -137,7 +142,7 @@ def losses(
             replaced[batch.counted] = rows.to(replaced.dtype)
             return batch.losses(passed.logits_with(replaced))
 
-        documents.append(batch.documents[:, 1:][batch.scored.cpu().numpy()])
+        documents.append(batch.owners)
         clean.append(batch.losses(passed.logits))
         zeroed.append(losses_with(torch.zeros_like(rows)))
         for sae, found in zip(saes, spliced, strict=True):

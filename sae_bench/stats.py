@@ -15,7 +15,8 @@ def sums_by(
 ) -> list[Float[np.ndarray, " groups"]]:
     """Sums of each array of values within equal `groups` labels, in float64."""
     _, index = np.unique(groups, return_inverse=True)
-    return [np.bincount(index, weights=value.astype(np.float64)) for value in values]
+    sums = (np.bincount(index, weights=value.astype(np.float64)) for value in values)
+    return [each.astype(np.float64) for each in sums]  # those of nothing are integers
 
 
 def bootstrap_ratio(

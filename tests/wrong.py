@@ -333,6 +333,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("model folder 'folder' has no config.json", f"{RUN} --model folder"),
     ("text: '' is no file or folder", f"{RUN} --text EMPTY"),
     ("nowhere: no such file or folder", f"{RUN} --dry-run --released nowhere"),
+    ("the width of activations must be positive, got 0", f"{RUN} --cost 0"),
     ("unknown site ''", f"{CACHE} --site EMPTY"),
     ("dtype 'int8' is unknown", f"{CACHE} --dtype int8"),
     ("invalid int value: 'x'", f"{CACHE} --tokens x"),

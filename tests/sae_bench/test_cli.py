@@ -82,6 +82,16 @@ def test_dry_run(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert contents(desk) == before
 
 
+def test_cost(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(desk)
+    assert main([*RUN, "--cost", "32", "--out", "nowhere"]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    flop = 4 * 512 * 5 * 2 * 32 * 16
+    assert last.startswith(f"cost: 4 arms see 2.05e+03 tokens: {flop:.2e} FLOP")
+    assert last.endswith("activations of a site 0.000154 GB")
+    assert contents(desk) == before
+
+
 def test_a_run_from_text_to_figures(finished: Path) -> None:
     table = pd.read_csv(finished / "table.csv")
     assert list(table["status"]) == ["trained"] * 4 + ["skipped"]
