@@ -30,6 +30,7 @@ from sae_bench.contexts import ContextPolicy, Packed
 from sae_bench.errors import InputError
 from sae_bench.evaluate import LM_TOKENS
 from sae_bench.loading import load_sae
+from sae_bench.models import DTYPES
 from sae_bench.modules import load_file
 from sae_bench.recipe import Recipe
 from sae_bench.results import Results
@@ -47,6 +48,10 @@ class Origin(Component):
     @property
     def lm_tokens(self) -> int:
         """Tokens of the language-model evaluation."""
+        return 0
+
+    def stored(self, d_in: int) -> int:
+        """Bytes of its activations on disk, held-out ones included. Here: none."""
         return 0
 
     @abstractmethod
@@ -77,6 +82,10 @@ class Data(Origin):
     dtype: str = "float32"
     model_dtype: str = "float32"
     lm_tokens: int = LM_TOKENS
+
+    def stored(self, d_in: int) -> int:
+        """Bytes of both sides in its dtype."""
+        return (self.tokens + self.held_out_tokens) * d_in * DTYPES[self.dtype].itemsize
 
     def cache(self, device: str | None = None) -> ActivationCache:
         """Builds the cache, or finds it."""

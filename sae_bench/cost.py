@@ -7,10 +7,9 @@ from typing import Self
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae_bench.ablation import Data
+from sae_bench.ablation import Origin
 from sae_bench.arm import Arm
 from sae_bench.errors import InputError
-from sae_bench.models import DTYPES
 
 RATE = 4e14
 """FLOP/s of one GPU: 40% of the dense bfloat16 peak of an H100 (989e12)."""
@@ -46,7 +45,7 @@ class Cost:
         flop: of matrix products alone, dense: sum over arms of tokens * products * 2 d_in d_sae.
             Not in it: the rest of a step, which is bound by memory, evaluation, and the language
             model (2 FLOP a parameter and token, once for all arms).
-        stored: bytes of a site's activations, held-out ones included, in the data's dtype.
+        stored: bytes of a site's activations, held-out ones included.
     """
 
     arms: int
@@ -55,7 +54,7 @@ class Cost:
     stored: int
 
     @classmethod
-    def of(cls, arms: Iterable[Arm], data: Data, d_in: int) -> Self:
+    def of(cls, arms: Iterable[Arm], data: Origin, d_in: int) -> Self:
         """Of arms (skipped ones cost nothing) on activations of width `d_in`.
 
         Raises:
@@ -67,8 +66,7 @@ class Cost:
         tokens = [arm.recipe.steps * arm.recipe.batch_size for arm in arms]
         encoders = (2 * d_in * arm.d_sae * products(arm) for arm in arms)
         flop = sum(n * each for n, each in zip(tokens, encoders, strict=True))
-        rows = data.tokens + data.held_out_tokens
-        return cls(len(arms), sum(tokens), flop, rows * d_in * DTYPES[data.dtype].itemsize)
+        return cls(len(arms), sum(tokens), flop, data.stored(d_in))
 
     @property
     def hours(self) -> float:
