@@ -11,6 +11,10 @@ and, if the run's table does not say it all,
 
     FURTHER: dict[str, Callable[[Finished], DataFrame]]
                                               tables of what else is measured on the trained SAEs
+
+and, if there are published figures to hold its own against,
+
+    reference() -> dict[str, Figure]          those figures, redrawn from their own points
 """
 
 import importlib
@@ -143,6 +147,7 @@ class Ablation:
     figures: Callable[[Results], "dict[str, Figure]"]
     answer: Callable[[Results], str]
     further: Mapping[str, Callable[[Finished], pd.DataFrame]]
+    reference: Callable[[], "dict[str, Figure]"] | None = None
 
     def preset(self, name: str | None) -> Preset:
         """A preset by name; None: the first.
@@ -188,7 +193,8 @@ def load(spec: str) -> Ablation:
         raise InputError(f"{spec}: PRESETS is empty; define at least one")
     question = (module.__doc__ or "").strip()
     found = [*(getattr(module, name) for name in needed), getattr(module, "FURTHER", {})]
-    return Ablation(Path(spec).stem, question, *found)
+    reference = getattr(module, "reference", None)
+    return Ablation(Path(spec).stem, question, *found, reference=reference)
 
 
 __all__ = ["Ablation", "Data", "Finished", "Preset", "load", "names"]
