@@ -39,21 +39,21 @@ class Measure:
     Args:
         column: of a run's table.
         label: of the axis.
-        is_log: whether the axis is logarithmic.
         factor: from the column to the axis.
+        ticks: of a logarithmic axis, times powers of ten; none: it is linear.
     """
 
     column: str
     label: str
-    is_log: bool = False
     factor: float = 1.0
+    ticks: tuple[float, ...] = ()
 
 
-L0 = Measure("l0", "L0", is_log=True)
+L0 = Measure("l0", "L0", ticks=(1, 2, 5))
 LOSS = Measure("delta_lm_loss", "Delta LM loss (nats)")
-LOG_LOSS = Measure("delta_lm_loss", "Delta LM loss (nats)", is_log=True)
-FVU = Measure("fvu", "FVU", is_log=True)
-RECONSTRUCTION = Measure("recon_loss", "Reconstruction loss", is_log=True)
+LOG_LOSS = replace(LOSS, ticks=(1, 2, 5))
+FVU = Measure("fvu", "FVU", ticks=(1, 2, 3, 5))
+RECONSTRUCTION = Measure("recon_loss", "Reconstruction loss", ticks=(1, 1.5, 2, 3, 5, 8))
 ABOVE_10 = Measure("above_10pct", "Latents above 10% (%)", factor=100)
 ABOVE_1 = Measure("above_1pct", "Latents above 1% (%)", factor=100)
 DEAD = Measure("dead", "Dead latents (%)", factor=100)
@@ -90,16 +90,16 @@ class Series:
     where: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The rows of a run's table that belong to it."""
-        found = table[cell(table) == self.line]
+        """Those of the rows that `placed` gives that belong to it."""
+        found = table[table["line"] == self.line]
         for column, pattern in self.where.items():
             texts = found[column].astype(str) if column in found else pd.Series("", found.index)
             found = found[texts.str.contains(pattern)]
         return found
 
 
-def _spare(index: int) -> Look:
-    return Look(SPARE[index], ("o", "v", "P")[index % 3], "-")
+def _spare(index: int, marker: str = "o") -> Look:
+    return Look(SPARE[index], marker, "-")
 
 
 def _windowed(kernel: str) -> Mapping[str, str]:
@@ -159,7 +159,7 @@ FIGURES = (
         MIDDLE,
         (
             Series("TopK", "TopK", _spare(0), "TopK", WITHOUT_AUX),
-            Series("TopK (approx)", "TopK (approx)", _spare(4)),
+            Series("TopK (approx)", "TopK (approx)", _spare(4, "v")),
             replace(TOPK, paper="TopK + AuxK (approx)"),
         ),
         places=(1,),
@@ -193,8 +193,8 @@ FIGURES = (
             for name, look in {
                 "Rectangle": OWN["JumpReLU"],
                 "Triangle": _spare(0),
-                "Epanechnikov": _spare(3),
-                "Gaussian": _spare(1),
+                "Epanechnikov": _spare(3, "v"),
+                "Gaussian": _spare(1, "P"),
             }.items()
         ),
         places=(1,),
@@ -218,13 +218,14 @@ def paper_points() -> pd.DataFrame:
         layer=layer,
         place=layer.rank(method="dense").astype(int) - 1,
         measure=read["y_name"].map({name: each.column for name, each in MEASURED.items()}),
+        x=read["x"].astype(float),  # words in figure 6
         y=read["y"].clip(lower=0),
     )[COLUMNS]
 
 
 def placed(table: pd.DataFrame) -> pd.DataFrame:
-    """The measured rows of a run's table at the paper's kinds of sites, with columns kind, layer
-    and place: its layers in order, one layer in the middle.
+    """The measured rows of a run's table at the paper's kinds of sites, with columns line, kind,
+    layer and place: its layers in order, one layer in the middle.
 
     Raises:
         InputError: more than three layers.
@@ -239,7 +240,8 @@ def placed(table: pd.DataFrame) -> pd.DataFrame:
             f"({', '.join(map(str, layers))}); leave some out"
         )
     first = (len(PLACES) - len(layers)) // 2
-    return rows.assign(place=rows["layer"].map({n: first + i for i, n in enumerate(layers)}))
+    places = {layer: first + index for index, layer in enumerate(layers)}
+    return rows.assign(line=cell(rows), place=rows["layer"].map(places))
 
 
 def points_of(table: pd.DataFrame) -> pd.DataFrame:

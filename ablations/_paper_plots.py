@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from ablations._paper_figures import (
     FOUR,
-    PLACES,
     SITES,
     Measure,
     PaperFigure,
@@ -49,7 +48,7 @@ class Manner:
 
 RUN = Manner(paper=False)
 PAPER = Manner(paper=True)
-BEHIND = Manner(paper=True, note=" (paper)", dashed=True, alpha=0.45, width=0.9, size=1.8)
+BEHIND = Manner(paper=True, note=", paper", dashed=True, alpha=0.45, width=0.9, size=1.8)
 
 
 def curves(points: pd.DataFrame, axes: Axes, figure: PaperFigure, manner: Manner) -> Axes:
@@ -89,15 +88,16 @@ def panel(
         here = (points["figure"] == figure.number) & (points["measure"] == row.y.column)
         here &= (points["site"] == row.site) & (points["place"] == place)
         curves(points[here], axes, figure, manner)
+    axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25, linewidth=0.5)
     return axes
 
 
 def scale(axes: Axes, which: str, measure: Measure) -> None:
     """Makes the axis `x` or `y` that of a measure."""
-    if measure.is_log:
+    if measure.ticks:
         axes.set(**{f"{which}scale": "log"})
-        plots.plain_numbers(getattr(axes, f"{which}axis"))
+        plots.plain_numbers(getattr(axes, f"{which}axis"), measure.ticks)
 
 
 @mpl.rc_context(plots.STYLE)
@@ -164,13 +164,15 @@ def histograms(table: pd.DataFrame, frequencies: pd.DataFrame) -> Figure:
     places = sorted(rows["place"].unique())
     names = [series.name for series in FOUR]
     colours = [series.look.color for series in FOUR]
-    drawn = plots.figure(6.8 * len(places) / len(PLACES), 2.6, 1, len(places))
+    drawn = plots.figure(0.5 + 2.1 * len(places), 2.6, 1, len(places), shared=True)
     for place, axes in zip(places, drawn.axes, strict=True):
         here = rows[rows["place"] == place]
         bands.matched_histogram(
             here, frequencies, axes, by="curve", lines=names, l0=MATCHED, colours=colours
         )
         axes.set_title(f"Layer {here['layer'].iloc[0]}", fontsize=8)
-        axes.set_ylim(top=30 * axes.get_ylim()[1])
         axes.legend(fontsize=6, loc="upper left", frameon=False)
+        axes.label_outer()
+    first, *_ = drawn.axes
+    first.set_ylim(top=30 * first.get_ylim()[1])
     return drawn

@@ -158,6 +158,7 @@ def jumps() -> Figure:
         axes.set_title(f"{name} and d/d$\\theta$", fontsize=8)
         axes.axhline(0, color="grey", linewidth=0.5)
         axes.set(xlabel=f"pre-activation ($\\theta$ = {THETA}, $\\epsilon$ = 0.2)")
+    drawn.axes[0].set_ylabel("value, and slope in $\\theta$")
     drawn.legend(
         *drawn.axes[0].get_legend_handles_labels(),
         loc="outside lower center",

@@ -121,9 +121,9 @@ def figure(
     return drawn
 
 
-def plain_numbers(axis: Axis) -> None:
-    """Ticks of a logarithmic axis: 1, 2, 5, 10, ..."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def plain_numbers(axis: Axis, ticks: Sequence[float] = (1, 2, 5)) -> None:
+    """Labels a logarithmic axis at `ticks` times powers of ten."""
+    axis.set_major_locator(LogLocator(subs=ticks))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
