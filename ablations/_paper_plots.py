@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -126,7 +127,7 @@ def draw(figure: PaperFigure, sources: Mapping[Manner, pd.DataFrame]) -> Figure:
 
 def _layer(sources: Mapping[Manner, pd.DataFrame], figure: PaperFigure, place: int) -> str:
     """`Layer 6 (paper: 9)`."""
-    shown = []
+    shown: list[str] = []
     for manner, points in sources.items():
         here = points[(points["figure"] == figure.number) & (points["place"] == place)]
         for layer in here["layer"].unique()[:1]:
@@ -136,7 +137,7 @@ def _layer(sources: Mapping[Manner, pd.DataFrame], figure: PaperFigure, place: i
 
 def _legend(drawn: Figure, columns: int) -> None:
     """Each name once, below."""
-    known = {}
+    known: dict[str, Artist] = {}
     for axes in drawn.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)

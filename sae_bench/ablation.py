@@ -192,9 +192,9 @@ def load(spec: str) -> Ablation:
     if not module.PRESETS:
         raise InputError(f"{spec}: PRESETS is empty; define at least one")
     question = (module.__doc__ or "").strip()
-    found = [*(getattr(module, name) for name in needed), getattr(module, "FURTHER", {})]
-    reference = getattr(module, "reference", None)
-    return Ablation(Path(spec).stem, question, *found, reference=reference)
+    optional = (getattr(module, "FURTHER", {}), getattr(module, "reference", None))
+    found = [*(getattr(module, name) for name in needed), *optional]
+    return Ablation(Path(spec).stem, question, *found)
 
 
 __all__ = ["Ablation", "Data", "Finished", "Preset", "load", "names"]

@@ -181,7 +181,7 @@ def draw_figures(arguments: argparse.Namespace) -> None:
 
 def _draw_reference(spec: str | None) -> None:
     if spec is None:
-        raise InputError("--reference: of which ablation? such as: sae-bench figures paper")
+        raise InputError("--reference: of which ablation? e.g. sae-bench figures paper --reference")
     chosen = ablation.load(spec)
     if chosen.reference is None:
         raise InputError(
