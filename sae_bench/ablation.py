@@ -11,6 +11,10 @@ and, if the run's table does not say it all,
 
     FURTHER: dict[str, Callable[[Finished], DataFrame]]
                                               tables of what else is measured on the trained SAEs
+
+and, if there are published figures to hold its own against,
+
+    reference() -> dict[str, Figure]          those figures, redrawn from their own points
 """
 
 import importlib
@@ -178,6 +182,7 @@ class Ablation:
     figures: Callable[[Results], "dict[str, Figure]"]
     answer: Callable[[Results], str]
     further: Mapping[str, Callable[[Finished], pd.DataFrame]]
+    reference: Callable[[], "dict[str, Figure]"] | None = None
 
     def preset(self, name: str | None) -> Preset:
         """A preset by name; None: the first.
@@ -222,7 +227,8 @@ def load(spec: str) -> Ablation:
     if not module.PRESETS:
         raise InputError(f"{spec}: PRESETS is empty; define at least one")
     question = (module.__doc__ or "").strip()
-    found = [*(getattr(module, name) for name in needed), getattr(module, "FURTHER", {})]
+    optional = (getattr(module, "FURTHER", {}), getattr(module, "reference", None))
+    found = [*(getattr(module, name) for name in needed), *optional]
     return Ablation(Path(spec).stem, question, *found)
 
 

@@ -8,10 +8,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from sae_bench.contrasts import interpolate
-from sae_bench.plots import LABELS, STYLE
+from sae_bench.plots import LABELS, STYLE, plain_numbers
 
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#000000", "#CC79A7", "#009E73")
 """Okabe and Ito's colour-blind-safe set, in the order in which lines take them."""
@@ -73,9 +73,7 @@ def bands(
             label=name,
         )
     axes.set(xscale="log", xlabel=TITLES.get(x, x), ylabel=TITLES.get(y, y))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    plain_numbers(axes.xaxis)
     axes.grid(alpha=0.25, linewidth=0.5)
     return axes
 
@@ -83,9 +81,7 @@ def bands(
 def logarithmic(axes: Axes) -> None:
     """A logarithmic y axis with plain numbers; values that are not positive have no place on it."""
     axes.set_yscale("log", nonpositive="mask")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    plain_numbers(axes.yaxis)
 
 
 @mpl.rc_context(STYLE)
@@ -188,10 +184,12 @@ def matched_histogram(
     lines: Sequence[str],
     l0: float,
     bins: int = 32,
+    colours: Sequence[str] = COLOURS,
 ) -> Axes:
     """Histograms of log10 firing frequency, one outline a line: of each seed the arm whose L0 is
     nearest to `l0` (by ratio), counts averaged over seeds. Latents that never fired are left out,
-    those below 1e-4 in the first bin; dashed lines mark 1% and 10%."""
+    those below 1e-4 in the first bin; dashed lines mark 1% and 10%. Lines take `colours` in
+    order."""
     edges = np.linspace(-4, 0, bins + 1)
     for index, name in enumerate(lines):
         rows = table[(table[by] == name) & (table["l0"] > 0)]
@@ -207,7 +205,7 @@ def matched_histogram(
         axes.stairs(
             np.mean(counts, axis=0),
             edges,
-            color=COLOURS[index % len(COLOURS)],
+            color=colours[index % len(colours)],
             linewidth=1.1,
             label=f"{name}, L0 {nearest['l0'].mean():.0f}",
         )

@@ -141,8 +141,15 @@ def parser() -> argparse.ArgumentParser:
     figures.add_argument(
         "ablation", nargs="?", help="the ablation that was run (default: all published tables)"
     )
-    figures.add_argument(
+    source = figures.add_mutually_exclusive_group()
+    source.add_argument(
         "--folder", type=Path, default=None, help="any run (default: results/runs/ABLATION)"
+    )
+    source.add_argument(
+        "--reference",
+        action="store_true",
+        help="no run: the published figures that the ablation redraws, from their own points, into "
+        "results/figures/ABLATION-reference",
     )
 
     publish = command(

@@ -55,9 +55,6 @@ CONVERSIONS: dict[str, Callable[[SparseAutoencoder], SparseAutoencoder]] = {
 }
 """What an SAE can be turned into on its way to another format."""
 
-Figures = Callable[[Results], dict[str, Figure]]
-"""Draws the figures of a run from its tables, by file name."""
-
 PUBLISHED = Path("results")
 """Where tables and figures that are committed stand, from the root of the project."""
 
@@ -148,16 +145,16 @@ def run_grid(arguments: argparse.Namespace) -> None:
         checkpoint_every=60 * arguments.checkpoint_minutes,
     )
     print(summary(results.table))
-    _draw(chosen.figures, results, arguments.out / "figures")
+    _save(chosen.figures(results), arguments.out / "figures")
     if verdict := chosen.answer(results):
         print(verdict)
     for name in parts:
         print(f"table: {arguments.out / name / 'table.csv'}")
 
 
-def _draw(figures: Figures, results: Results, folder: Path) -> list[Path]:
+def _save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     paths = []
-    for name, drawn in figures(results).items():
+    for name, drawn in figures.items():
         path, *_ = plots.save(drawn, folder, name)
         print(f"figure: {path}")
         paths.append(path)
@@ -172,23 +169,35 @@ def show_status(arguments: argparse.Namespace) -> None:
         print(f"{count:4} {state}: {STATES[str(state)]}")
 
 
-def _comparison(results: Results) -> dict[str, Figure]:
-    return plots.comparison(results.table, results.frequencies)
-
-
 def draw_figures(arguments: argparse.Namespace) -> None:
-    """figures: draws again from tables."""
+    """figures: draws again from tables, or the published figures that a run is held against."""
+    if arguments.reference:
+        _draw_reference(arguments.ablation)
+        return
     if arguments.ablation is not None:
         chosen, folder = ablation.load(arguments.ablation), arguments.folder
-        _draw(chosen.figures, Results.read(folder), folder / "figures")
+        _save(chosen.figures(Results.read(folder)), folder / "figures")
         return
     if arguments.folder is not None:
         results = Results.read(arguments.folder)
-        _draw(_comparison, results, arguments.folder / "figures")
+        drawn = plots.comparison(results.table, results.frequencies)
+        _save(drawn, arguments.folder / "figures")
         return
     for name in _published():
         results = Results.published(name, PUBLISHED)
-        _draw(ablation.load(name).figures, results, PUBLISHED / "figures" / name)
+        _save(ablation.load(name).figures(results), PUBLISHED / "figures" / name)
+
+
+def _draw_reference(spec: str | None) -> None:
+    if spec is None:
+        raise InputError("--reference: of which ablation? e.g. sae-bench figures paper --reference")
+    chosen = ablation.load(spec)
+    if chosen.reference is None:
+        raise InputError(
+            f"{chosen.name}: it has no published figures to redraw (no `reference` in its file); "
+            "leave --reference out"
+        )
+    _save(chosen.reference(), PUBLISHED / "figures" / f"{chosen.name}-reference")
 
 
 def _published() -> list[str]:
@@ -204,7 +213,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     sections = []
     for name in _published():
         chosen, results = ablation.load(name), Results.published(name, PUBLISHED)
-        drawn = _draw(chosen.figures, results, PUBLISHED / "figures" / name)
+        drawn = _save(chosen.figures(results), PUBLISHED / "figures" / name)
         tables = [PUBLISHED / "tables" / f"{each}.csv" for each in published_tables(name, results)]
         found = ([path.relative_to(PUBLISHED) for path in paths] for paths in (drawn, tables))
         sections.append(Section(chosen, results, *found))
@@ -218,7 +227,7 @@ def publish(arguments: argparse.Namespace) -> None:
     chosen = ablation.load(arguments.ablation)
     Results.read(arguments.folder).publish(chosen.name, PUBLISHED)
     results = Results.published(chosen.name, PUBLISHED)
-    _draw(chosen.figures, results, PUBLISHED / "figures" / chosen.name)
+    _save(chosen.figures(results), PUBLISHED / "figures" / chosen.name)
 
 
 def measure_noise(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -103,11 +104,28 @@ def legend(drawn: Figure, axes: Axes) -> None:
 
 
 @mpl.rc_context(STYLE)
-def figure(width: float = 3.4, height: float = 2.8, rows: int = 1, columns: int = 1) -> Figure:
-    """An empty figure of `rows` x `columns` axes, in inches; 3.4 is one column of a paper."""
+def figure(
+    width: float = 3.4,
+    height: float = 2.8,
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    shared: bool = False,
+) -> Figure:
+    """An empty figure of `rows` x `columns` axes, in inches; 3.4 is one column of a paper. Where
+    they are `shared`, those of a column have one x axis and those of a row one y axis."""
     drawn = Figure(figsize=(width, height), layout="constrained")
-    drawn.subplots(rows, columns)
+    drawn.subplots(
+        rows, columns, sharex="col" if shared else False, sharey="row" if shared else False
+    )
     return drawn
+
+
+def plain_numbers(axis: Axis, ticks: Sequence[float] = (1, 2, 5)) -> None:
+    """Labels a logarithmic axis at `ticks` times powers of ten."""
+    axis.set_major_locator(LogLocator(subs=ticks))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 @mpl.rc_context(STYLE)
@@ -165,9 +183,7 @@ def frontier(
         )
     axes.set(xscale="log", yscale="log", xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
+        plain_numbers(axis)
     axes.grid(alpha=0.25, linewidth=0.5)
     if len(shown):
         axes.set_ylim(bottom=max(axes.get_ylim()[0], shown[y].min() / 2))

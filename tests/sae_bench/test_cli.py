@@ -157,6 +157,36 @@ def test_figures_of_a_folder_alone(finished: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.count("figure: ") == 3
 
 
+REFERENCE = """
+
+def reference():
+    drawn = plots.figure()
+    drawn.axes[0].plot([1, 2], [2, 1])
+    return {"theirs": drawn}
+"""
+
+
+def test_published_figures_redrawn(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("held.py").write_text(Path("letters.py").read_text() + REFERENCE)
+    assert main(["figures", "held.py", "--reference"]) == 0
+    folder = Path("results/figures/held-reference")
+    assert {path.name for path in folder.iterdir()} == {"theirs.png", "theirs.svg"}
+    assert f"figure: {folder}/theirs.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [(["letters.py"], "letters: it has no published figures"), ([], "of which ablation?")],
+)
+def test_no_published_figures(
+    argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["figures", *argv, "--reference"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sae-bench: error: ")
+    assert words in line
+
+
 def test_a_part_of_a_run_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arms that are not asked for stay as they are."""
     shutil.copytree(finished, "part")

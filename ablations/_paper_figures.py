@@ -1,0 +1,305 @@
+"""The quantitative figures of the JumpReLU paper (arXiv 2407.14435): panels, axes, series, points.
+
+A figure is a grid of panels: a row is a site and what is measured there, a column one of three
+layers, from early to late. What is drawn in it is one long table of points, whether they come from
+the paper (`paper_points`) or from a run (`points_of`):
+
+    figure, site, place (0, 1, 2: the column), layer, measure, series (the paper's name of it), x, y
+
+y in the figure's units: shares of latents in percent, losses in nats, reconstruction loss in units
+of E||x||^2. The paper's log-log axes are those of figures 2, 10 and 11; elsewhere L0, FVU and
+reconstruction loss are logarithmic here, shares and r_L0 linear.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ablations._lines import cell
+from sae_bench.errors import InputError
+from sae_bench.plots import SPARE, Look, looks
+
+CURVES = Path(__file__).with_name("_paper_curves.csv")
+"""The paper's points; its head states source and licence."""
+SITES: Mapping[str, str] = {"resid": "Residual", "mlp": "MLP output", "attn": "Attention"}
+KINDS: Mapping[str, str] = {"resid_post": "resid", "mlp_out": "mlp", "attn_z": "attn"}
+"""Last part of a site's name -> the paper's site."""
+PLACES = (0, 1, 2)
+COLUMNS = ["figure", "site", "place", "layer", "measure", "series", "x", "y"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What an axis shows.
+
+    Args:
+        column: of a run's table.
+        label: of the axis.
+        factor: from the column to the axis.
+        ticks: of a logarithmic axis, times powers of ten; none: it is linear.
+    """
+
+    column: str
+    label: str
+    factor: float = 1.0
+    ticks: tuple[float, ...] = ()
+
+
+L0 = Measure("l0", "L0", ticks=(1, 2, 5))
+LOSS = Measure("delta_lm_loss", "Delta LM loss (nats)")
+LOG_LOSS = replace(LOSS, ticks=(1, 2, 5))
+FVU = Measure("fvu", "FVU", ticks=(1, 2, 3, 5))
+RECONSTRUCTION = Measure("recon_loss", "Reconstruction loss", ticks=(1, 1.5, 2, 3, 5, 8))
+ABOVE_10 = Measure("above_10pct", "Latents above 10% (%)", factor=100)
+ABOVE_1 = Measure("above_1pct", "Latents above 1% (%)", factor=100)
+DEAD = Measure("dead", "Dead latents (%)", factor=100)
+UNIFORMITY = Measure("r_l0", "$r_{L0}$")
+
+MEASURED: Mapping[str, Measure] = {
+    "delta_lm_loss": LOSS,
+    "fvu": FVU,
+    "recon_loss": RECONSTRUCTION,
+    "pct_features_gt10pct": ABOVE_10,
+    "pct_features_gt1pct": ABOVE_1,
+    "dead_pct": DEAD,
+    "uniformity_rL0": UNIFORMITY,
+}
+"""y_name of the paper's points -> what it is."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve, in the paper and in a run.
+
+    Args:
+        paper: its name in the paper.
+        name: that of a run's.
+        look: how it is drawn: an architecture's own colour is that of all other figures.
+        line: the line of `_lines.cell` that a run's arms belong to; "": none does.
+        where: patterns that further columns of these arms must show.
+    """
+
+    paper: str
+    name: str
+    look: Look
+    line: str = ""
+    where: Mapping[str, str] = field(default_factory=dict)
+
+    def rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Those of the rows that `placed` gives that belong to it."""
+        found = table[table["line"] == self.line]
+        for column, pattern in self.where.items():
+            texts = found[column].astype(str) if column in found else pd.Series("", found.index)
+            found = found[texts.str.contains(pattern)]
+        return found
+
+
+def _spare(index: int, marker: str = "o") -> Look:
+    return Look(SPARE[index], marker, "-")
+
+
+def _windowed(kernel: str) -> Mapping[str, str]:
+    return {"kernel": rf"^BatchKDE\({kernel}\("}
+
+
+OWN = looks(["Gated", "GatedRIL1", "JumpReLU", "TopK"])
+THETA = "JumpReLU + L0 (theta)"
+WITH_AUX, WITHOUT_AUX = {"aux": r"AuxK\(\d+, (?!0,)"}, {"aux": r"AuxK\(\d+, 0,"}
+
+GATED = Series("Gated (Original)", "Gated", OWN["Gated"], "Gated")
+RI_L1 = Series("Gated (RI-L1)", "Gated RI-L1", OWN["GatedRIL1"], "Gated RI-L1")
+JUMP = Series("JumpReLU", "JumpReLU", OWN["JumpReLU"], THETA, _windowed("Rectangle"))
+TOPK = Series("TopK (AuxK)", "TopK + AuxK", OWN["TopK"], "TopK", WITH_AUX)
+FOUR = (GATED, RI_L1, JUMP, TOPK)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of panels: a site, and what is measured there."""
+
+    site: str
+    y: Measure
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A figure of the paper; see the module's docstring.
+
+    Args:
+        number: in the paper.
+        x: the horizontal axis.
+        rows: of panels, from above.
+        series: its curves.
+        places: its columns.
+    """
+
+    number: int
+    x: Measure
+    rows: tuple[Row, ...]
+    series: tuple[Series, ...] = FOUR
+    places: tuple[int, ...] = PLACES
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"figure_{self.number:02d}"
+
+
+MIDDLE = (Row("resid", RECONSTRUCTION),)
+FIGURES = (
+    PaperFigure(2, L0, (Row("resid", LOG_LOSS),)),
+    PaperFigure(5, LOSS, (Row("resid", ABOVE_10), Row("resid", ABOVE_1))),
+    PaperFigure(
+        8,
+        L0,
+        MIDDLE,
+        (
+            Series("TopK", "TopK", _spare(0), "TopK", WITHOUT_AUX),
+            Series("TopK (approx)", "TopK (approx)", _spare(4, "v")),
+            replace(TOPK, paper="TopK + AuxK (approx)"),
+        ),
+        places=(1,),
+    ),
+    PaperFigure(
+        9,
+        L0,
+        MIDDLE,
+        (
+            replace(JUMP, paper="JumpReLU (original)"),
+            Series(
+                "JumpReLU (target L0)",
+                "JumpReLU, target L0",
+                _spare(0),
+                "JumpReLU + TargetL0 (theta)",
+            ),
+        ),
+        places=(1,),
+    ),
+    PaperFigure(10, L0, (Row("mlp", LOG_LOSS),)),
+    PaperFigure(11, L0, (Row("attn", LOG_LOSS),)),
+    PaperFigure(12, L0, tuple(Row(site, FVU) for site in SITES)),
+    PaperFigure(13, LOSS, (Row("resid", DEAD),)),
+    PaperFigure(16, L0, tuple(Row(site, UNIFORMITY) for site in SITES), (RI_L1, JUMP, TOPK)),
+    PaperFigure(
+        17,
+        L0,
+        MIDDLE,
+        tuple(
+            Series(name.lower(), name, look, THETA, _windowed(name))
+            for name, look in {
+                "Rectangle": OWN["JumpReLU"],
+                "Triangle": _spare(0),
+                "Epanechnikov": _spare(3, "v"),
+                "Gaussian": _spare(1, "P"),
+            }.items()
+        ),
+        places=(1,),
+    ),
+)
+
+
+def paper_points() -> pd.DataFrame:
+    """The paper's points of `FIGURES`; its layers 9, 20 and 31 are the places 0, 1 and 2.
+
+    Readings below 0 are zeros. In figure 16 the Gated curve is named RI-L1, as in the paper, but
+    its values of L0 are those of the original Gated SAEs in figures 2 and 10 to 12.
+    """
+    read = pd.read_csv(CURVES, comment="#")
+    read = read.assign(figure=read["figure"].str.extract(r"fig(\d+)")[0].astype(int))
+    read = read[read["figure"].isin([each.number for each in FIGURES])]
+    panel = read["panel"].str.extract(r"(?P<site>\w+?)_L(?P<layer>\d+)")
+    layer = panel["layer"].astype(int)
+    return read.assign(
+        site=panel["site"],
+        layer=layer,
+        place=layer.rank(method="dense").astype(int) - 1,
+        measure=read["y_name"].map({name: each.column for name, each in MEASURED.items()}),
+        x=read["x"].astype(float),  # words in figure 6
+        y=read["y"].clip(lower=0),
+    )[COLUMNS]
+
+
+def placed(table: pd.DataFrame) -> pd.DataFrame:
+    """The measured rows of a run's table at the paper's kinds of sites, with columns line, kind,
+    layer and place: its layers in order, one layer in the middle.
+
+    Raises:
+        InputError: more than three layers.
+    """
+    found = table["site"].astype(str).str.extract(r"^layers\.(?P<layer>\d+)\.(?P<kind>\w+)$")
+    rows = table.assign(layer=found["layer"], kind=found["kind"].map(KINDS))
+    rows = rows.dropna(subset=["layer", "kind", "l0"]).astype({"layer": int})
+    layers = sorted(rows["layer"].unique())
+    if len(layers) > len(PLACES):
+        raise InputError(
+            f"figures of the paper: they have {len(PLACES)} layers, the table {len(layers)} "
+            f"({', '.join(map(str, layers))}); leave some out"
+        )
+    first = (len(PLACES) - len(layers)) // 2
+    places = {layer: first + index for index, layer in enumerate(layers)}
+    return rows.assign(line=cell(rows), place=rows["layer"].map(places))
+
+
+def points_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The points of a run, means over seeds; none of what its table does not hold.
+
+    Args:
+        table: columns architecture, penalty, kernel, setting, eval_set, site, l0, and any of the
+            figures' measures.
+
+    Raises:
+        InputError: as `placed`.
+    """
+    rows = placed(table)
+    parts = [part for each in FIGURES for part in _points(rows, each)]
+    return pd.concat(parts, ignore_index=True)[COLUMNS] if parts else pd.DataFrame(columns=COLUMNS)
+
+
+def _points(rows: pd.DataFrame, figure: PaperFigure) -> Iterator[pd.DataFrame]:
+    keys = ["place", "layer", "setting", "eval_set"]
+    for series in figure.series:
+        own = series.rows(rows)
+        for row in figure.rows:
+            if {figure.x.column, row.y.column} <= set(own):
+                here = own[(own["kind"] == row.site) & own["place"].isin(figure.places)]
+                scaled = here.assign(
+                    x=here[figure.x.column] * figure.x.factor,
+                    y=here[row.y.column] * row.y.factor,
+                ).dropna(subset=["x", "y"])
+                if len(scaled):
+                    yield (
+                        scaled.groupby(keys, as_index=False)[["x", "y"]]
+                        .mean()
+                        .assign(
+                            figure=figure.number,
+                            site=row.site,
+                            measure=row.y.column,
+                            series=series.paper,
+                        )
+                    )
+
+
+def ratios(points: pd.DataFrame, figure: int, to: Series = JUMP, l0: float = 50.0) -> pd.DataFrame:
+    """y of each series over that of `to` at one L0, interpolated linearly in log y against log L0,
+    NaN outside a curve's range: one row a series, one column a place."""
+    here = points[(points["figure"] == figure) & (points["y"] > 0)]
+    logs = {key: _log_at(curve, l0) for key, curve in here.groupby(["series", "place"])}
+    values = pd.Series(logs, dtype=float).unstack() if logs else pd.DataFrame()
+    if to.paper not in values.index:
+        return pd.DataFrame()
+    return np.exp(values - values.loc[to.paper])
+
+
+def _log_at(curve: pd.DataFrame, l0: float) -> float:
+    x, y = np.log(curve.sort_values("x")[["x", "y"]].to_numpy(float)).T
+    return float(np.interp(math.log(l0), x, y, left=math.nan, right=math.nan))
+
+
+def with_series(table: pd.DataFrame, series: Sequence[Series] = FOUR) -> pd.DataFrame:
+    """The placed rows of a run that belong to these series, named in the column `curve`."""
+    rows = placed(table)
+    return pd.concat([each.rows(rows).assign(curve=each.name) for each in series])

@@ -1,0 +1,179 @@
+"""Draws the figures of the JumpReLU paper from points (`_paper_figures`): the paper's, a run's, or
+the one over the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ablations._paper_figures import (
+    FOUR,
+    SITES,
+    Measure,
+    PaperFigure,
+    Row,
+    Series,
+    with_series,
+)
+from sae_bench import bands, plots
+
+MATCHED = 70
+"""L0 of the histograms of figure 14."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the curves of one source are drawn.
+
+    Args:
+        paper: whether curves have the paper's names, or those of a run.
+        note: what their names in the legend end with.
+        dashed, alpha, width, size: line, and markers.
+    """
+
+    paper: bool
+    note: str = ""
+    dashed: bool = False
+    alpha: float = 1.0
+    width: float = 1.2
+    size: float = 3.5
+
+    def label(self, series: Series) -> str:
+        """A curve's name in the legend."""
+        return (series.paper if self.paper else series.name) + self.note
+
+
+RUN = Manner(paper=False)
+PAPER = Manner(paper=True)
+BEHIND = Manner(paper=True, note=", paper", dashed=True, alpha=0.45, width=0.9, size=1.8)
+
+
+def curves(points: pd.DataFrame, axes: Axes, figure: PaperFigure, manner: Manner) -> Axes:
+    """The curves of one panel, in order of x; on a logarithmic axis without values that are not
+    positive.
+
+    Args:
+        points: those of this panel.
+        axes: where to draw.
+        figure: what they are of.
+        manner: how.
+    """
+    for series in figure.series:
+        curve = points[points["series"] == series.paper].sort_values("x")
+        if len(curve):
+            axes.plot(
+                curve["x"],
+                curve["y"],
+                color=series.look.color,
+                marker=series.look.marker,
+                linestyle="--" if manner.dashed else "-",
+                alpha=manner.alpha,
+                linewidth=manner.width,
+                markersize=manner.size,
+                label=manner.label(series),
+            )
+    return axes
+
+
+def panel(
+    sources: Mapping[Manner, pd.DataFrame], axes: Axes, figure: PaperFigure, row: Row, place: int
+) -> Axes:
+    """One panel with its axes, the sources one over the other."""
+    scale(axes, "x", figure.x)
+    scale(axes, "y", row.y)
+    for manner, points in sources.items():
+        here = (points["figure"] == figure.number) & (points["measure"] == row.y.column)
+        here &= (points["site"] == row.site) & (points["place"] == place)
+        curves(points[here], axes, figure, manner)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    return axes
+
+
+def scale(axes: Axes, which: str, measure: Measure) -> None:
+    """Makes the axis `x` or `y` that of a measure."""
+    if measure.ticks:
+        axes.set(**{f"{which}scale": "log"})
+        plots.plain_numbers(getattr(axes, f"{which}axis"), measure.ticks)
+
+
+@mpl.rc_context(plots.STYLE)
+def draw(figure: PaperFigure, sources: Mapping[Manner, pd.DataFrame]) -> Figure:
+    """The grid of a figure, with one legend below; panels of a column share x, of a row y.
+
+    Args:
+        figure: which.
+        sources: points by how they are drawn, the first behind.
+    """
+    rows, columns = len(figure.rows), len(figure.places)
+    size = (6.8, 1.1 + 1.7 * rows) if columns > 1 else (3.4, 3.2)
+    drawn = plots.figure(*size, rows, columns, shared=True)
+    cells = [(row, place) for row in figure.rows for place in figure.places]
+    for (row, place), axes in zip(cells, drawn.axes, strict=True):
+        panel(sources, axes, figure, row, place)
+    for row, axes in zip(figure.rows, drawn.axes[::columns], strict=True):
+        axes.set_ylabel(f"{SITES[row.site]}\n{row.y.label}")
+    for axes in drawn.axes[-columns:]:
+        axes.set_xlabel(figure.x.label)
+    for place, axes in zip(figure.places, drawn.axes, strict=False):
+        axes.set_title(_layer(sources, figure, place), fontsize=8)
+    _legend(drawn, columns)
+    return drawn
+
+
+def _layer(sources: Mapping[Manner, pd.DataFrame], figure: PaperFigure, place: int) -> str:
+    """`Layer 6 (paper: 9)`."""
+    shown: list[str] = []
+    for manner, points in sources.items():
+        here = points[(points["figure"] == figure.number) & (points["place"] == place)]
+        for layer in here["layer"].unique()[:1]:
+            shown.insert(0, f"(paper: {layer})" if manner is BEHIND else f"layer {layer}")
+    return " ".join(shown).capitalize()
+
+
+def _legend(drawn: Figure, columns: int) -> None:
+    """Each name once, below."""
+    known: dict[str, Artist] = {}
+    for axes in drawn.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    drawn.legend(
+        known.values(),
+        known.keys(),
+        loc="outside lower center",
+        ncols=4 if columns > 1 else 2,
+        fontsize=7,
+        frameon=False,
+    )
+
+
+@mpl.rc_context(plots.STYLE)
+def histograms(table: pd.DataFrame, frequencies: pd.DataFrame) -> Figure:
+    """Figure 14: histograms of log10 firing frequency on the residual stream, log counts, of each
+    series the arm nearest to L0 = 70; a panel a layer, latents that never fired left out.
+
+    Args:
+        table: of a run.
+        frequencies: likewise.
+    """
+    rows = with_series(table)
+    rows = rows[rows["kind"] == "resid"]
+    places = sorted(rows["place"].unique())
+    names = [series.name for series in FOUR]
+    colours = [series.look.color for series in FOUR]
+    drawn = plots.figure(0.5 + 2.1 * len(places), 2.6, 1, len(places), shared=True)
+    for place, axes in zip(places, drawn.axes, strict=True):
+        here = rows[rows["place"] == place]
+        bands.matched_histogram(
+            here, frequencies, axes, by="curve", lines=names, l0=MATCHED, colours=colours
+        )
+        axes.set_title(f"Layer {here['layer'].iloc[0]}", fontsize=8)
+        axes.legend(fontsize=6, loc="upper left", frameon=False)
+        axes.label_outer()
+    first, *_ = drawn.axes
+    first.set_ylim(top=30 * first.get_ylim()[1])
+    return drawn

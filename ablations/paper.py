@@ -1,0 +1,209 @@
+"""Do SAEs trained here trace the figures of the JumpReLU paper (arXiv 2407.14435)?
+
+Each figure of the paper that shows measurements (but for the ratings of latents, 6, 7 and 15) is
+drawn in its own axes, panels and series with the paper's curves dashed behind (Gemma 2 9B, 131k
+latents, 8B tokens; points in `_paper_curves.csv`): 2, 10 and 11 (delta LM loss against L0), 5 and
+13 (frequent and dead latents), 8, 9 and 17 (variants of TopK, of the L0 loss, of the kernel), 12
+(FVU), 14 (firing frequencies; the paper's histograms are not among its points), 16 (r_L0, once a
+run has measured it). 1, 3 and 4 are schematics, computed by the code that trains.
+`sae-bench figures paper --reference` draws the paper's points alone.
+
+What can be compared is the order of the curves and their distances at equal L0, not their height:
+model, width and training differ by orders of magnitude. A latent's mean frequency is L0 / width, so
+at 1,152 latents many more than in the paper fire on over 1% and 10% of tokens.
+
+Preset `smollm2`: SmolLM2-135M at layers 6, 14 and 22 of 30 (the relative depths of 9, 20 and 31 of
+42), residual stream after the MLP, MLP output, attention heads before W_O; a part each, 20 arms of
+1,152 latents: Gated, Gated RI-L1, JumpReLU + L0 (gradients to theta), TopK + AuxK. The part
+`variants` holds the other curves of figures 8, 9 and 17 at the middle residual site. Coefficients
+are provisional: those of `_lines.py`, calibrated on the residual stream after layer 9, not yet at
+these sites. Gated (original) is trained without resampling, and TopK is exact where the paper's is
+approximate. 205 arms; at the factorial's pace about two hours on two cores.
+
+Reconstruction loss is FVU times the share of E||x||^2 that is variance on the held-out side.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ablations._lines import LINES, TUNED, Line, Slots, Tuned, jumping
+from ablations._paper_figures import (
+    FIGURES,
+    JUMP,
+    KINDS,
+    SITES,
+    THETA,
+    PaperFigure,
+    paper_points,
+    placed,
+    points_of,
+    ratios,
+)
+from ablations._paper_plots import BEHIND, PAPER, RUN, draw, histograms
+from ablations._paper_schematics import schematics
+from ablations.factorial import STUDY as FACTORIAL
+from architectures import JumpReLUSAE, TopKSAE
+from architectures.topk import AuxK
+from sae_bench.ablation import Finished, Preset
+from sae_bench.activations import TopK
+from sae_bench.arm import Arm, grid
+from sae_bench.estimators import BatchKDE
+from sae_bench.kernels import Epanechnikov, Gaussian, Kernel, Triangle
+from sae_bench.penalties import L0, TargetL0
+from sae_bench.reconstruction import Moments
+from sae_bench.results import Results
+
+CHUNK = 2048
+AT = 50
+"""L0 at which curves are compared."""
+
+
+def _without_aux(k: float, tuned: Tuned) -> Mapping[str, Any]:
+    return {"activation": TopK(int(k)), "aux": AuxK(coefficient=0)}
+
+
+def _towards(l0: float, tuned: Tuned) -> Mapping[str, Any]:
+    fixed = {"activation": tuned.activation, "kernel": tuned.estimator()}
+    return {"penalty": TargetL0(target=l0), **fixed}
+
+
+def _through(kernel: type[Kernel]) -> Slots:
+    """JumpReLU + L0 with another kernel of the same bandwidth."""
+    slots = jumping(L0)
+    return lambda c, tuned: {**slots(c, tuned), "kernel": BatchKDE(kernel(tuned.bandwidth))}
+
+
+MAIN: Mapping[str, Line] = {name: LINES[name] for name in ("Gated", "Gated RI-L1", THETA, "TopK")}
+VARIANTS: Mapping[str, Line] = {
+    "TopK without AuxK": Line(TopKSAE, _without_aux, LINES["TopK"].settings),
+    "JumpReLU + target L0": Line(JumpReLUSAE, _towards, LINES["TopK"].settings, True),
+} | {
+    f"JumpReLU + L0, {kernel.__name__}": Line(
+        JumpReLUSAE, _through(kernel), LINES[THETA].settings, True
+    )
+    for kernel in (Triangle, Epanechnikov, Gaussian)
+}
+TRAINED = {name: TUNED[name][0] for name in MAIN} | dict.fromkeys(VARIANTS, TUNED[THETA][0])
+"""What was tuned for each line; for variants, that of JumpReLU."""
+
+
+@dataclass(frozen=True)
+class Paper(Preset):
+    """A preset over sites.
+
+    Args:
+        layers: three, from early to late.
+        kinds: of sites.
+        lines: of `MAIN` and `VARIANTS`, those that are trained.
+        settings: which of a line's six settings.
+        seeds: seeds of every arm.
+    """
+
+    layers: tuple[int, ...] = (6, 14, 22)
+    kinds: tuple[str, ...] = tuple(KINDS)
+    lines: tuple[str, ...] = tuple(MAIN)
+    settings: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0,)
+
+    def parts(self) -> dict[str, Preset]:
+        """Every site, then the variants at the middle layer's residual site."""
+        sites = [f"layers.{layer}.{kind}" for kind in self.kinds for layer in self.layers]
+        made: dict[str, Preset] = {site: self._at(site) for site in sites}
+        middle = f"layers.{self.layers[len(self.layers) // 2]}.{self.kinds[0]}"
+        return made | {"variants": self._at(middle).replace(lines=tuple(VARIANTS))}
+
+    def _at(self, site: str) -> "Paper":
+        return self.replace(data=self.data.replace(site=site))
+
+
+PRESETS = {
+    "smollm2": Paper(data=FACTORIAL.data, d_sae=FACTORIAL.d_sae, recipe=FACTORIAL.recipe),
+}
+
+
+def arms(preset: Paper) -> list[Arm]:
+    """Every line over its settings and seeds."""
+    made, known = [], {**MAIN, **VARIANTS}
+    for name in preset.lines:
+        line, tuned = known[name], TRAINED[name]
+        recipe = preset.recipe.replace(lr=tuned.lr, threshold_lr=tuned.threshold_lr)
+        common: dict[str, Any] = {"d_sae": preset.d_sae, "recipe": recipe, "seed": preset.seeds}
+        for index in preset.settings:
+            made += grid(line.architecture, **common, **line.slots(line.settings[index], tuned))
+    return made
+
+
+def reconstruction(finished: Finished) -> pd.DataFrame:
+    """Columns arm, eval_set and recon_loss = E||x - x_hat||^2 / E||x||^2, both over the held-out
+    side."""
+    cache = finished.cache.held_out or finished.cache
+    moments = Moments.of(cache, CHUNK)
+    variance = float(moments.deviation.mean())
+    share = variance / (variance + float(np.square(moments.mean).sum()))
+    rows = finished.table.dropna(subset=["fvu"])
+    return rows[["arm", "eval_set"]].assign(recon_loss=rows["fvu"] * share)
+
+
+FURTHER = {"reconstruction": reconstruction}
+
+
+def reference() -> dict[str, Figure]:
+    """The paper's points through the functions that draw a run, and the schematics."""
+    points = paper_points()
+    return schematics() | {each.name: draw(each, {PAPER: points}) for each in FIGURES}
+
+
+def _whole(results: Results) -> pd.DataFrame:
+    """The run's table with the columns that further tables have of each arm."""
+    table = results.table
+    for further in results.further.values():
+        keys = [key for key in ("part", "arm", "eval_set") if key in further and key in table]
+        if "arm" in keys:
+            table = table.merge(further, on=keys, how="left")
+    return table
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Every figure that the run has points of, over the paper's; firing frequencies; schematics."""
+    table, paper = _whole(results), paper_points()
+    own = points_of(table)
+    drawn = schematics()
+    for each in FIGURES:
+        if (own["figure"] == each.number).any():
+            drawn[each.name] = draw(each, {BEHIND: paper, RUN: own})
+    if (placed(table)["kind"] == "resid").any():
+        drawn["figure_14"] = histograms(table, results.frequencies)
+    return drawn
+
+
+def answer(results: Results) -> str:
+    """Delta LM loss over JumpReLU's at L0 = 50, the run's beside the paper's."""
+    own, paper = points_of(_whole(results)), paper_points()
+    said = [
+        f"Delta LM loss over that of JumpReLU at L0 = {AT}, log-log between settings, by layer "
+        "from early to late; in brackets the paper's:"
+    ]
+    for figure in FIGURES:
+        if figure.number in (2, 10, 11):
+            said.append(_compared(figure, ratios(own, figure.number, l0=AT), paper))
+    return "\n".join(said)
+
+
+def _compared(figure: PaperFigure, here: pd.DataFrame, paper: pd.DataFrame) -> str:
+    there = ratios(paper, figure.number, l0=AT)
+    shown = []
+    for series in figure.series:
+        if series is not JUMP and series.paper in here.index:
+            pairs = zip(here.loc[series.paper], there.loc[series.paper, here.columns], strict=True)
+            shown.append(f"{series.name} {', '.join(_pair(*pair) for pair in pairs)}")
+    site = SITES[figure.rows[0].site]
+    return f"  {site}: {'; '.join(shown) if shown else 'JumpReLU does not reach it'}."
+
+
+def _pair(own: float, paper: float) -> str:
+    return f"{own:.2f} [{paper:.2f}]" if np.isfinite(own) else f"none [{paper:.2f}]"

@@ -1,0 +1,270 @@
+"""The figures of the JumpReLU paper: its points, those of a run, and what both are drawn by."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from ablations import paper
+from ablations._paper_figures import (
+    CURVES,
+    FIGURES,
+    FOUR,
+    SITES,
+    paper_points,
+    placed,
+    points_of,
+    ratios,
+)
+from ablations._paper_plots import BEHIND, RUN, draw
+from ablations._paper_schematics import THETA, Toy, pseudo_derivatives
+from sae_bench.ablation import Finished
+from sae_bench.cache import ActivationCache
+from sae_bench.errors import InputError
+from sae_bench.kernels import Rectangle, Triangle
+from sae_bench.plots import COLOURS
+from sae_bench.results import Results
+
+PRESET = paper.PRESETS["smollm2"]
+POINTS = paper_points()
+BY_NUMBER = {figure.number: figure for figure in FIGURES}
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Figure]:
+    return paper.reference()
+
+
+# -- the paper's points ---------------------------------------------------------------------------
+
+
+def test_every_curve_of_the_paper_has_its_panel(reference: dict[str, Figure]) -> None:
+    """Whatever is in the file is drawn, and every panel but those that were not read has curves."""
+    for figure in FIGURES:
+        here = POINTS[POINTS["figure"] == figure.number]
+        assert set(here["series"]) == {series.paper for series in figure.series}
+        assert set(here["place"]) == set(figure.places)
+        panels = {(row.site, row.y.column) for row in figure.rows}
+        assert set(zip(here["site"], here["measure"], strict=True)) == panels
+        lines = [line for axes in reference[figure.name].axes for line in axes.lines]
+        assert sum(len(line.get_xdata()) for line in lines) == len(here)
+        assert all((np.diff(line.get_xdata()) > 0).all() for line in lines)
+    assert POINTS.notna().all().all()
+    assert POINTS.groupby("place")["layer"].unique().map(list).to_dict() == {
+        0: [9],
+        1: [20],
+        2: [31],
+    }
+
+
+def test_source_and_licence_stand_at_the_head_of_the_points() -> None:
+    head = [line for line in CURVES.read_text().splitlines() if line.startswith("#")]
+    assert all(words in " ".join(head) for words in ("arXiv 2407.14435", "CC BY 4.0"))
+
+
+@pytest.mark.parametrize(
+    ("series", "facts"),
+    [
+        ("TopK (AuxK)", (1.36, 1.07, 1.11)),
+        ("Gated (Original)", (1.16, 1.42, 1.31)),
+        ("Gated (RI-L1)", (1.30, 1.46, 1.36)),
+        ("JumpReLU", (1, 1, 1)),
+    ],
+)
+def test_loss_ratios_at_l0_50(series: str, facts: tuple[float, ...]) -> None:
+    assert ratios(POINTS, 2).loc[series].to_numpy() == pytest.approx(facts, abs=0.0051)
+
+
+def test_ri_l1_has_no_frequent_latents() -> None:
+    frequent = POINTS[POINTS["measure"] == "above_10pct"]
+    by_series = frequent.groupby("series")["y"].max()
+    assert by_series["Gated (RI-L1)"] == 0
+    assert (by_series.drop("Gated (RI-L1)") > 0.005).all()
+    assert (POINTS["y"] >= 0).all()
+
+
+def test_the_gated_curve_of_figure_16_has_the_l0_of_the_original() -> None:
+    """What `paper_points` warns of."""
+    gated = POINTS[POINTS["series"].str.startswith("Gated") & (POINTS["site"] == "resid")]
+    l0 = {
+        key: np.sort(rows["x"].to_numpy())
+        for key, rows in gated[gated["place"] == 1].groupby(["figure", "series"])
+    }
+    assert l0[16, "Gated (RI-L1)"] == pytest.approx(l0[12, "Gated (Original)"], rel=0.01)
+    assert l0[16, "Gated (RI-L1)"] != pytest.approx(l0[12, "Gated (RI-L1)"], rel=0.05)
+
+
+def test_axes_are_those_of_the_paper(reference: dict[str, Figure]) -> None:
+    for number in (2, 10, 11):
+        drawn = reference[f"figure_{number:02d}"]
+        assert len(drawn.axes) == 3
+        for axes in drawn.axes:
+            assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        assert [axes.get_title() for axes in drawn.axes] == ["Layer 9", "Layer 20", "Layer 31"]
+    assert len(reference["figure_12"].axes) == len(reference["figure_16"].axes) == 9
+    top, bottom = BY_NUMBER[5].rows
+    assert (top.y.column, bottom.y.column) == ("above_10pct", "above_1pct")
+
+
+def test_an_architecture_has_its_colour() -> None:
+    for series, name in zip(FOUR, ("Gated", "GatedRIL1", "JumpReLU", "TopK"), strict=True):
+        assert series.look.color == COLOURS[name]
+    for figure in FIGURES:
+        assert len({series.look.color for series in figure.series}) == len(figure.series)
+
+
+# -- a run's --------------------------------------------------------------------------------------
+
+
+def made_up() -> pd.DataFrame:
+    """What the preset would give with two seeds: log delta LM loss = -log L0 + that of the line."""
+    preset, rows = PRESET.replace(seeds=(0, 1), settings=(1, 2, 3)), []
+    for part, settings in preset.parts().items():
+        for index, arm in enumerate(paper.arms(settings)):
+            l0 = (120.0, 60.0, 30.0)[index // 2 % 3] * (1 + 0.1 * arm.seed)
+            extra = {"Gated": 2.0, "GatedRIL1": 3.0, "TopK": 1.5}.get(arm.name, 1.0)
+            rows.append(
+                {**arm.columns(), "part": part, "site": settings.data.site, "status": "trained"}
+                | {"l0": l0, "fvu": 1 / l0, "delta_lm_loss": extra / l0, "dead": 0.25}
+                | {"above_1pct": 0.5, "above_10pct": 0.125, "eval_set": "held-out"}
+            )
+            rows[-1]["arm"] = f"{part}/{arm.key}"
+    return pd.DataFrame(rows)
+
+
+TABLE = made_up()
+
+
+def test_points_are_means_over_seeds_in_the_figures_units() -> None:
+    points = points_of(TABLE)
+    assert set(points["figure"]) == {2, 5, 10, 11, 12, 13}
+    assert points.groupby(["figure", "site", "place", "measure", "series"]).size().eq(3).all()
+    loss = points[(points["figure"] == 2) & (points["series"] == "JumpReLU")]
+    assert sorted(loss["x"].unique()) == pytest.approx([31.5, 63, 126])
+    assert loss["layer"].tolist() == [6] * 3 + [14] * 3 + [22] * 3
+    assert set(points[points["measure"] == "dead"]["y"]) == {25.0}
+    assert set(points[points["measure"] == "above_10pct"]["y"]) == {12.5}
+    assert len(points[points["figure"] == 12]) == 3 * 3 * 4 * 3
+
+
+def test_variants_are_told_apart() -> None:
+    points = points_of(TABLE.assign(recon_loss=TABLE["fvu"], r_l0=0.5))
+    for number in (8, 9, 17):
+        here = points[points["figure"] == number]
+        drawn = {series.paper for series in BY_NUMBER[number].series if series.line}
+        assert Counter(here["series"]) == dict.fromkeys(drawn, 3)
+        assert set(here["layer"]) == {14}
+    assert set(points[points["figure"] == 16]["site"]) == set(SITES)
+
+
+def test_planted_ratios_are_found() -> None:
+    found = ratios(points_of(TABLE), 10)
+    values = {"Gated (Original)": 2.0, "Gated (RI-L1)": 3.0, "TopK (AuxK)": 1.5}
+    for series, value in values.items():
+        assert found.loc[series].to_numpy() == pytest.approx(value, rel=0.01)
+    assert ratios(points_of(TABLE), 10, l0=500).isna().all().all()
+    assert ratios(points_of(TABLE[TABLE["architecture"] == "TopK"]), 10).empty
+
+
+def test_one_layer_stands_in_the_middle_and_four_are_refused() -> None:
+    one = TABLE[TABLE["site"].str.startswith("layers.14.")]
+    assert set(placed(one)["place"]) == {1}
+    more = TABLE.assign(site="layers.3.resid_post")
+    with pytest.raises(InputError, match="3 layers, the table 4") as caught:
+        points_of(pd.concat([TABLE, more]))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_arms_and_sites_are_left_out() -> None:
+    other = TABLE.assign(kernel="BatchKDE(Rectangle(0.02), to_input=True)", site="embed")
+    other.loc[::2, "site"] = "layers.14.resid_post"
+    other = other[other["architecture"] == "JumpReLU"]
+    pd.testing.assert_frame_equal(points_of(pd.concat([TABLE, other])), points_of(TABLE))
+
+
+def test_own_curves_over_the_papers() -> None:
+    drawn = draw(BY_NUMBER[2], {BEHIND: POINTS, RUN: points_of(TABLE)})
+    assert [axes.get_title() for axes in drawn.axes] == [
+        "Layer 6 (paper: 9)",
+        "Layer 14 (paper: 20)",
+        "Layer 22 (paper: 31)",
+    ]
+    lines = {line.get_label(): line for line in drawn.axes[0].lines}
+    own, behind = lines["JumpReLU"], lines["JumpReLU, paper"]
+    assert own.get_color() == behind.get_color() == COLOURS["JumpReLU"]
+    assert (own.get_linestyle(), behind.get_linestyle()) == ("-", "--")
+    assert behind.get_alpha() < 1
+    assert drawn.axes[0].lines.index(behind) < drawn.axes[0].lines.index(own)
+
+
+def test_figures_and_answer_of_a_run() -> None:
+    recon = TABLE[["part", "arm", "eval_set"]].assign(recon_loss=TABLE["fvu"])
+    rates = TABLE[["part", "arm", "eval_set"]].assign(frequency=[[0.5, 0.01, 0.0]] * len(TABLE))
+    results = Results(TABLE, rates, {"reconstruction": recon})
+    drawn = paper.figures(results)
+    numbers = (1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14, 17)
+    assert set(drawn) == {f"figure_{number:02d}" for number in numbers}
+    said = paper.answer(results).splitlines()
+    assert len(said) == 4
+    assert said[1].startswith(
+        "  Residual: Gated 2.00 [1.16], 2.00 [1.42], 2.00 [1.31]; Gated RI-L1"
+    )
+
+
+def test_reconstruction_loss_is_of_the_second_moment(tmp_path: Path) -> None:
+    """x = (3, z), z of variance 1 about 0: a tenth of E||x||^2 is variance."""
+    z = torch.tensor([1.0, -1.0]).repeat(50)
+    cache = ActivationCache.from_tensor(torch.stack([torch.full_like(z, 3.0), z], 1))
+    table = pd.DataFrame({"arm": ["a", "b"], "eval_set": "x", "fvu": [0.5, float("nan")]})
+    found = paper.reconstruction(Finished(PRESET, table, tmp_path, cache))
+    assert list(found["arm"]) == ["a"]
+    assert found["recon_loss"].item() == pytest.approx(0.05)
+
+
+# -- the preset -----------------------------------------------------------------------------------
+
+
+def test_nine_sites_and_the_variants() -> None:
+    parts = PRESET.parts()
+    assert len(parts) == 10
+    made = {name: paper.arms(part) for name, part in parts.items()}
+    assert {len(arms) for name, arms in made.items() if name != "variants"} == {20}
+    assert len(made["variants"]) == 25
+    for arms in made.values():
+        assert len({arm.key for arm in arms}) == len(arms)
+        assert not any(arm.objection for arm in arms)
+        assert all(arm.ends_warm for arm in arms)
+    assert parts["variants"].data.site == "layers.14.resid_post"
+    assert not {arm.key for arm in made["variants"]} & {
+        arm.key for arm in made["layers.14.resid_post"]
+    }
+
+
+# -- the schematics -------------------------------------------------------------------------------
+
+
+def test_backward_estimates_the_closed_form() -> None:
+    toy, theta = Toy(), torch.tensor([0.7, 0.9, 1.1])
+    x, _ = toy.sample(400_000)
+    found = toy.estimate(x, theta, Rectangle(0.05))
+    assert found.numpy() == pytest.approx(toy.gradient(theta).numpy(), abs=0.02)
+    assert toy.gradient(torch.tensor([THETA])).item() == 0
+    x = torch.linspace(-2, 3, 5001)
+    assert torch.trapezoid(toy.density(x), x).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_pseudo_derivatives_are_windows() -> None:
+    pre, kernel = torch.linspace(0, 1, 101), Triangle(0.2)
+    code, step = pseudo_derivatives(pre, THETA, kernel)
+    window = kernel.window(pre - THETA)
+    assert torch.allclose(step, -window)
+    assert torch.allclose(code, -THETA * window)
+
+
+def test_the_reference_is_everything_that_needs_no_run(reference: dict[str, Figure]) -> None:
+    numbers = (1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, 16, 17)
+    assert set(reference) == {f"figure_{number:02d}" for number in numbers}
