@@ -9,8 +9,8 @@ from sae_bench.attribution import relative_l0
 
 
 def attribution(finished: Finished) -> pd.DataFrame:
-    """Columns arm, r_l0, r_l0_low, r_l0_high (95%, over documents) and tokens (with any
-    attribution) on the held-out side; without a language model, none."""
+    """Columns arm, r_l0, r_l0_low, r_l0_high (95%, over documents) and r_l0_tokens (with
+    any attribution) on the held-out side; without a language model, none."""
     cache = finished.cache.held_out
     size = finished.preset.data.lm_tokens
     assert cache is not None

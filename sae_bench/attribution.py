@@ -72,7 +72,8 @@ def relative_l0(
     `splicing.losses`. Gradients are computed once a batch for all SAEs.
 
     r_l0: mean over scored positions with y != 0, with a 95% interval from a bootstrap over
-    documents (r_l0_low, r_l0_high); tokens: the number of these positions. NaN if there is none.
+    documents (r_l0_low, r_l0_high); r_l0_tokens: the number of these positions. NaN if there is
+    none.
     """
     assert cache.site is not None
     site = resolve_site(lm, cache.site)
@@ -96,4 +97,4 @@ def _result(
     values = values[known].astype(np.float64)
     low, high = bootstrap_ratio(*sums_by(documents[known], values, np.ones_like(values)))
     mean = float(values.mean()) if len(values) else float("nan")
-    return {"r_l0": mean, "r_l0_low": low, "r_l0_high": high, "tokens": len(values)}
+    return {"r_l0": mean, "r_l0_low": low, "r_l0_high": high, "r_l0_tokens": len(values)}

@@ -26,10 +26,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def test_one_row_an_arm(finished: Finished) -> None:
     found = attribution(finished)
-    assert list(found) == ["arm", "r_l0", "r_l0_low", "r_l0_high", "tokens"]
+    assert list(found) == ["arm", "r_l0", "r_l0_low", "r_l0_high", "r_l0_tokens"]
     assert list(found["arm"]) == list(finished.table["arm"])
     assert found["r_l0"].between(0, 1).all()
-    assert found["tokens"].between(1, 200).all()
+    assert found["r_l0_tokens"].between(1, 200).all()
     (axes,) = against_l0(found, finished.table).axes
     names = {line.get_label() for line in axes.lines if not str(line.get_label()).startswith("_")}
     assert names == set(finished.table["architecture"])

@@ -170,7 +170,7 @@ def test_the_mean_over_all_tokens(cache: ActivationCache) -> None:
         p = size / size.sum(1, keepdims=True)
         shares += list(np.exp(-(p * np.log(p)).sum(1)) / cache.d_in)
     (row,) = relative_l0([identity_sae(cache.d_in)], cache, lm, TOKENS)
-    assert row["tokens"] == len(shares)
+    assert row["r_l0_tokens"] == len(shares)
     assert row["r_l0"] == pytest.approx(np.mean(shares), rel=1e-5)
 
 
@@ -182,13 +182,13 @@ def test_tokens_without_an_attribution_are_left_out(cache: ActivationCache) -> N
         relu.b_enc.fill_(-1)
         relu.b_enc[0] = 0
     none, some = relative_l0([silent, relu], cache, lm, TOKENS)
-    assert none["tokens"] == 0
+    assert none["r_l0_tokens"] == 0
     assert np.isnan(none["r_l0"])
     site = resolve_site(lm, SITE)
     rows = [gradients(lm, site, batch)[0] for batch in text_batches(cache, lm, TOKENS, 1024)]
     fired = int((relu.encode(torch.cat(rows)) > 0).any(1).sum())
     assert 0 < fired < len(torch.cat(rows))
-    assert some["tokens"] == fired
+    assert some["r_l0_tokens"] == fired
     assert some["r_l0"] == pytest.approx(1)
 
 
