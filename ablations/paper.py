@@ -4,9 +4,9 @@ Each figure of the paper that shows measurements (but for the ratings of latents
 drawn in its own axes, panels and series with the paper's curves dashed behind (Gemma 2 9B, 131k
 latents, 8B tokens; points in `_paper_curves.csv`): 2, 10 and 11 (delta LM loss against L0), 5 and
 13 (frequent and dead latents), 8, 9 and 17 (variants of TopK, of the L0 loss, of the kernel), 12
-(FVU), 14 (firing frequencies; the paper's histograms are not among its points), 16 (r_L0).
-1, 3 and 4 are schematics, computed by the code that trains.
-`sae-bench figures paper --reference` draws the paper's points alone.
+(FVU), 14 (firing frequencies; the paper's histograms are not among its points), 16 (r_L0). 1, 3
+and 4 are schematics, computed by the code that trains. `sae-bench figures paper --reference` draws
+the paper's points alone.
 
 What can be compared is the order of the curves and their distances at equal L0, not their height:
 model, width and training differ by orders of magnitude. A latent's mean frequency is L0 / width, so
