@@ -1,18 +1,20 @@
 """The two 2x2s of the factorial, and what their contrasts are called in an answer."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 
-from sae_bench.contrasts import Interval, Outcome, Square, difference
+from sae_bench.contrasts import Interval, Outcome, Square, difference, matched, t_interval
 
 WAYS = {
     f"gradients {path}": Square(
         "ReLU + L1", f"JumpReLU + L1 ({short})", "ReLU + L0 (input)", f"JumpReLU + L0 ({short})"
     )
-    for path, short in (("to theta only", "theta"), ("straight-through to the input", "input"))
+    for path, short in (("to theta only*", "theta"), ("straight-through to the input", "input"))
 }
-"""The two 2x2s: A is the activation, B the penalty. ReLU + L0 has one way only and is in both."""
+"""The two 2x2s: A is the activation, B the penalty. *ReLU + L0 has no theta: its gradients go to
+the input in both."""
 
 GAIN = {(True, True): "both", (True, False): "the activation", (False, True): "the penalty"}
 
@@ -34,6 +36,14 @@ def cause(outcome: Outcome, found: Mapping[str, Interval]) -> str:
     return verdict(found["A"], found["B"], 1 if is_share(outcome) else -1)
 
 
+def direction(found: Mapping[str, Interval]) -> str:
+    """What the outcome falls and rises with: factors whose main effects exclude 0."""
+    ways = {"falls": -1, "rises": 1}
+    causes = {word: verdict(found["A"], found["B"], sign) for word, sign in ways.items()}
+    said = [f"{word} with {what}" for word, what in causes.items() if what != "neither"]
+    return " and ".join(said) or "changes with neither"
+
+
 def intervals(rows: pd.DataFrame) -> dict[str, Interval]:
     """The contrasts of one way and outcome, by name.
 
@@ -53,32 +63,54 @@ def summary(found: pd.DataFrame, outcomes: Iterable[Outcome]) -> list[str]:
     said = []
     for outcome in outcomes:
         parts = [
-            f"{cause(outcome, intervals(rows))} ({way})"
+            f"{direction(intervals(rows))} ({way})"
             for way, rows in found[found["outcome"] == outcome.name].groupby("way", sort=False)
         ]
-        direction = "rises" if is_share(outcome) else "falls"
-        said.append(f"  {outcome.name} {direction} with {', '.join(parts)}.")
+        said.append(f"  {outcome.name} {', '.join(parts)}.")
     return said
 
 
+def _say(outcome: Outcome) -> Callable[[Interval], str]:
+    return Interval.points if is_share(outcome) else Interval.percent
+
+
 def sentence(outcome: Outcome, found: Mapping[str, Interval], places: int) -> str:
-    """One outcome in one way: its cause, both effects, and what both do together."""
-    say = Interval.points if is_share(outcome) else Interval.percent
+    """One outcome in one way: what it changes with, both effects, and what both do together."""
+    say = _say(outcome)
     if not places:
         return f"  {outcome.name}: the cells have no common range, so no answer."
     text = (
-        f"  {outcome.name}, {places} places, {'rises' if is_share(outcome) else 'falls'} with "
-        f"{cause(outcome, found)}: JumpReLU for ReLU {say(found['A'])}, L0 for L1 "
-        f"{say(found['B'])}, interaction {say(found['interaction'])}, together "
-        f"{say(found['together'])}."
+        f"  {outcome.name}, {places} places, {direction(found)}: JumpReLU for ReLU "
+        f"{say(found['A'])}, L0 for L1 {say(found['B'])}, interaction {say(found['interaction'])}, "
+        f"together {say(found['together'])}."
     )
     if found["interaction"].excludes_zero:  # main effects then hide what happens in either row
-        text += (
-            f" One by one: JumpReLU for ReLU {say(found['A without B'])} under L1, "
-            f"{say(found['A with B'])} under L0; L0 for L1 {say(found['B without A'])} with ReLU, "
-            f"{say(found['B with A'])} with JumpReLU."
-        )
+        text += f" One by one: {_one_by_one(found, say)}."
     return text
+
+
+def _one_by_one(found: Mapping[str, Interval], say: Callable[[Interval], str]) -> str:
+    return (
+        f"JumpReLU for ReLU {say(found['A without B'])} under L1, {say(found['A with B'])} under "
+        f"L0; L0 for L1 {say(found['B without A'])} with ReLU, {say(found['B with A'])} with "
+        "JumpReLU"
+    )
+
+
+def by_place(table: pd.DataFrame, outcome: Outcome, way: str) -> list[str]:
+    """The simple effects and the interaction at each place of L0, one line a place: what means over
+    places hide."""
+    square = WAYS[way]
+    places = outcome.places(table, "cell", square.cells)
+    contrasts = square.contrasts(matched(table, outcome.x, outcome.y, places, "cell"))
+    say, said = _say(outcome), []
+    for place in places:
+        found = {name: t_interval(frame[place].to_numpy()) for name, frame in contrasts.items()}
+        said.append(
+            f"  {outcome.name}, L0 {math.exp(place):.0f}: {_one_by_one(found, say)}; interaction "
+            f"{say(found['interaction'])}."
+        )
+    return said
 
 
 def paths(table: pd.DataFrame, outcomes: Iterable[Outcome]) -> list[str]:
@@ -93,8 +125,7 @@ def paths(table: pd.DataFrame, outcomes: Iterable[Outcome]) -> list[str]:
             for outcome in outcomes
         }
         shown = ", ".join(
-            f"{outcome.name} {(Interval.points if is_share(outcome) else Interval.percent)(each)}"
-            for outcome, each in found.items()
+            f"{outcome.name} {_say(outcome)(each)}" for outcome, each in found.items()
         )
         said.append(f"  under {penalty}: {shown}.")
     return said

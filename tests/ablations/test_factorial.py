@@ -10,7 +10,7 @@ import pytest
 from ablations import _controls, _documents, factorial
 from ablations._convergence import convergence
 from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, cell, prepared, trials
-from ablations._squares import verdict
+from ablations._squares import WAYS, by_place, verdict
 from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval
 from sae_bench.results import Results
@@ -122,28 +122,47 @@ def synthetic(penalty: float, activation: float, seeds: int = 5) -> pd.DataFrame
 @pytest.mark.parametrize(
     ("penalty", "activation", "word"),
     [
-        (-0.2, 0.0, "the penalty"),
-        (0.0, -0.2, "the activation"),
-        (-0.2, -0.1, "both"),
-        (0.0, 0.0, "neither"),
-        (0.2, 0.0, "neither"),
+        (-0.2, 0.0, "falls with the penalty"),
+        (0.0, -0.2, "falls with the activation"),
+        (-0.2, -0.1, "falls with both"),
+        (0.0, 0.0, "changes with neither"),
+        (0.2, 0.0, "rises with the penalty"),
+        (0.2, -0.1, "falls with the activation and rises with the penalty"),
     ],
 )
 def test_the_answer_names_what_made_the_difference(
     penalty: float, activation: float, word: str
 ) -> None:
     said = factorial.answer(Results(synthetic(penalty, activation), NONE))
-    fvu = [
-        line
-        for line in said.splitlines()
-        if line.startswith("  FVU at matched L0, 4 places, falls")
-    ]
+    fvu = [line for line in said.splitlines() if line.startswith("  FVU at matched L0, 4 places, ")]
     assert len(fvu) == 2
-    assert all(f"falls with {word}: JumpReLU" in line for line in fvu)
-    assert f"  FVU at matched L0 falls with {word} (gradients to theta only), {word} (" in said
+    assert all(f"{word}: JumpReLU" in line for line in fvu)
+    assert f"  FVU at matched L0 {word} (gradients to theta only*), {word} (" in said
     assert "What would change it" in said
     assert "  under L0: FVU at matched L0" in said
     assert "  under L1: FVU at matched L0" in said
+
+
+def test_effects_at_each_place() -> None:
+    """Straight lines in log-log, -0.2 apart: interpolation and intervals are exact."""
+    table = prepared(synthetic(0.0, -0.2, seeds=2))
+    shift = -0.2 * table["cell"].str.startswith("JumpReLU")
+    table = table.assign(log_fvu=shift - 0.5 * table["log_l0"])
+    said = by_place(table, factorial.FVU, next(iter(WAYS)))
+    assert [line.split(":")[0] for line in said] == [
+        f"  FVU at matched L0, L0 {l0}" for l0 in (16, 32, 64, 128)
+    ]
+    assert all("JumpReLU for ReLU -18.1% [-18.1, -18.1] under L1, -18.1%" in line for line in said)
+    assert all("L0 for L1 +0.0%" in line or "L0 for L1 -0.0%" in line for line in said)
+
+
+def test_shares_by_other_bounds() -> None:
+    """Frequencies 0.4, 0.1 and ninety-eight of 0.001: L0 0.598, ten times the mean is 0.0598."""
+    frequency = np.array([0.4, 0.1, *[0.001] * 98])
+    known = pd.DataFrame({"arm": ["a"], "eval_set": ["held-out"], "frequency": [frequency]})
+    (row,) = factorial.with_shares(known.drop(columns="frequency"), known).to_dict("records")
+    assert row["l0_share_above_20pct"] == pytest.approx(0.4 / 0.598)
+    assert row["l0_share_above_10_means"] == pytest.approx(0.5 / 0.598)
 
 
 def test_the_verdict_needs_the_sign() -> None:

@@ -137,9 +137,12 @@ def test_the_answer_says_whether_it_is_as_before(
 ) -> None:
     said = synthetic.answer(planted(penalty, activation))
     assert ("As on the language model, FVU" in said) == (word == "both")
-    assert f"with {word} (gradients to theta only)" in said
-    assert f"  features recovered at matched L0 rises with {word} (gradients" in said
-    assert f"  FVU at matched L0, 6 places, falls with {word}: JumpReLU" in said
+    assert f"with {word} (gradients to theta only*)" in said
+    falls, rises = (f"{way} with {word}" for way in ("falls", "rises"))
+    if word == "neither":
+        falls = rises = "changes with neither"
+    assert f"  features recovered at matched L0 {rises} (gradients" in said
+    assert f"  FVU at matched L0, 6 places, {falls}: JumpReLU" in said
     assert "Of the true L0 42% is in features that frequent" in said
     assert "under L0 not decided" in said
 
