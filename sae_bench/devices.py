@@ -1,6 +1,8 @@
 """Where tensors live: every decision about devices stands here."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -38,11 +40,28 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def keep_memory(keep: bool) -> None:
-    """Whether the C library keeps what is freed instead of giving it back to the system. Page
-    faults of a step's large temporaries cost as much as its arithmetic; but tensors that stay
-    should not be made among temporaries, which leave gaps between them. Only glibc can.
-    """
+def give_memory_back() -> None:
+    """From here on the C library gives large arrays that are freed back to the system, and what is
+    free now: gaps between arrays that stay, too. Only glibc can."""
+    _keep_memory(False)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
+@contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Inside, the C library keeps what is freed: page faults of a step's large temporaries cost as
+    much as its arithmetic. Arrays that stay should not be made there, among temporaries, which
+    leave gaps between them. Afterwards as in `give_memory_back`."""
+    _keep_memory(True)
+    try:
+        yield
+    finally:
+        give_memory_back()
+
+
+def _keep_memory(keep: bool) -> None:
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

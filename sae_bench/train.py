@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sae_bench.arm import Arm
 from sae_bench.checkpoints import Checkpoints, State
-from sae_bench.devices import default_device, free_memory, keep_memory
+from sae_bench.devices import default_device, free_memory, give_memory_back, keeping_memory
 from sae_bench.errors import InputError, one_line
 from sae_bench.paths import MOST, Path
 from sae_bench.progress import Progress
@@ -334,7 +334,7 @@ def _train_wave(
 ) -> list[Trained]:
     """One pass, from step `start` on: where that is not 0, the arms have checkpoints there."""
     trainees, results = [], []
-    keep_memory(False)
+    give_memory_back()
     for arm in arms:
         try:
             trainee = Trainee(arm, source.d_in, device)
@@ -346,7 +346,6 @@ def _train_wave(
             reason, out_of_memory = _reason(error), _is_out_of_memory(error)
             results.append(Trained(arm, None, reason, out_of_memory=out_of_memory))
             ended(results[-1])
-    keep_memory(True)
     if not trainees:
         return results
     if checkpoints is not None:
@@ -361,6 +360,7 @@ def _train_wave(
     with (
         Progress(name, steps, "steps", start) as progress,
         holding as signals,
+        keeping_memory(),
     ):
         for index, x in zip(range(start, steps), chain([first], batches), strict=False):
             going = []
