@@ -36,13 +36,17 @@ class Moments:
 
 
 class Meter:
-    """Accumulates the measurements of one SAE over an evaluation set, token by token."""
+    """Accumulates the measurements of one SAE over an evaluation set of `rows` tokens.
 
-    def __init__(self, sae: SparseAutoencoder) -> None:
+    What stays is made beforehand: small arrays made among large temporaries leave gaps that no
+    later temporary fits into, tens of MB for each SAE and chunk.
+    """
+
+    def __init__(self, sae: SparseAutoencoder, rows: int) -> None:
         self._sae = sae
         self._fired: Int[Tensor, " d_sae"] = torch.zeros(sae.d_sae, dtype=torch.int64)
-        self._error: list[np.ndarray] = []
-        self._l0: list[np.ndarray] = []
+        self._error, self._l0 = np.zeros(rows), np.zeros(rows, dtype=np.int64)
+        self._seen = 0
         self._norm = self._inner = 0.0
 
     def add(self, x: Float[Tensor, "batch d_in"]) -> None:
@@ -51,16 +55,17 @@ class Meter:
         x = x.double()
         x_hat = self._sae.decode(f).to(x)
         on = f > 0
+        here = slice(self._seen, self._seen + len(x))
         self._fired += on.sum(0).cpu()
-        self._l0.append(on.sum(1).cpu().numpy())
-        self._error.append((x - x_hat).square().sum(1).cpu().numpy())
+        self._l0[here] = on.sum(1).cpu().numpy()
+        self._error[here] = (x - x_hat).square().sum(1).cpu().numpy()
+        self._seen += len(x)
         self._norm += x_hat.square().sum().item()
         self._inner += (x_hat * x).sum().item()
 
     def result(self, moments: Moments, documents: Int[np.ndarray, " rows"]) -> dict[str, Any]:
         """The metrics, by column name; see `measure`."""
-        error, l0 = np.concatenate(self._error), np.concatenate(self._l0)
-        n = len(error)
+        error, l0, n = self._error, self._l0, self._seen
         frequency = self._fired.numpy() / n
         low, high = bootstrap_ratio(*sums_by(documents, error, moments.deviation))
         mean_l0 = float(l0.mean())
@@ -119,7 +124,7 @@ def measure(
     tokens on which each latent fires.
     """
     moments = Moments.of(cache, chunk)
-    meters = [Meter(sae) for sae in saes]
+    meters = [Meter(sae, cache.rows) for sae in saes]
     chunks = -(-cache.rows // chunk)
     for x in shown(cache.chunks(chunk), f"measuring {len(saes)} arms", chunks, "chunks"):
         for meter in meters:
