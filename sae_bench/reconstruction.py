@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.cache import ActivationCache
+from sae_bench.devices import give_memory_back
 from sae_bench.progress import shown
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.stats import bootstrap_ratio, sums_by
@@ -123,6 +124,7 @@ def measure(
     where that is below 0.01 (NaN without trained thresholds). frequency: (d_sae,) share of
     tokens on which each latent fires.
     """
+    give_memory_back()
     moments = Moments.of(cache, chunk)
     meters = [Meter(sae, cache.rows) for sae in saes]
     chunks = -(-cache.rows // chunk)
