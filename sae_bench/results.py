@@ -64,7 +64,8 @@ class Results:
         write_table(table, whole.table)
         write_table(frequencies, whole.frequencies)
         for key, rows in whole.further.items():
-            write_table(table.with_name(f"{name}_{key}.csv"), rows)
+            if len(rows.columns):  # nothing is measured of some parts
+                write_table(table.with_name(f"{name}_{key}.csv"), rows)
 
     def named(self, part: str) -> "Results":
         """The same as a part of that name."""
@@ -87,7 +88,7 @@ class Results:
 
     def _of(self, part: str) -> "Results":
         def mine(table: pd.DataFrame) -> pd.DataFrame:
-            return table[table["part"] == part]
+            return table[table["part"] == part] if len(table) else table
 
         further = {key: mine(rows) for key, rows in self.further.items()}
         return Results(mine(self.table), mine(self.frequencies), further)

@@ -8,6 +8,7 @@ import pytest
 from sae_bench import ablation
 from sae_bench.errors import InputError
 from sae_bench.results import Results
+from sae_bench.store import MEASURED
 from sae_bench.study import chosen_parts, study
 from tests.desk import ABLATION, furnish
 
@@ -105,6 +106,14 @@ def test_what_is_published_of_other_parts_stays(
     pd.testing.assert_frame_equal(found.table[shown], both.table[shown])
     assert list(found.frequencies["arm"]) == list(both.frequencies["arm"])
     pd.testing.assert_frame_equal(found.further["decoders"], both.further["decoders"])
+
+
+def test_a_further_table_of_nothing_is_not_published(tmp_path: Path) -> None:
+    row = {"arm": "a", "series": "s", "setting": "x", "status": "trained"}
+    table = pd.DataFrame([row | dict.fromkeys(MEASURED, 1.0)])
+    known = pd.DataFrame({"arm": ["a"], "eval_set": ["held-out"], "frequency": [[0.5]]})
+    Results(table, known, {"nothing": pd.DataFrame()}).publish("some", tmp_path)
+    assert Results.published("some", tmp_path).further == {}
 
 
 def test_a_part_that_is_not_there(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
