@@ -79,9 +79,10 @@ def spread(
 
 
 def steps_to(history: pd.DataFrame, l0: float) -> float:
-    """The first logged step whose batch has an L0 of at most `l0`; NaN if there is none."""
-    reached = history.loc[history["l0"] <= l0, "step"]
-    return float(reached.iloc[0]) if len(reached) else float("nan")
+    """The logged step from which on no batch has an L0 above `l0` (codes are sparse for a moment at
+    the start, too); NaN if the last one has."""
+    within = (history["l0"] <= l0)[::-1].cumprod()[::-1].astype(bool)
+    return float(history.loc[within, "step"].iloc[0]) if within.any() else float("nan")
 
 
 # -- the table of the run -------------------------------------------------------------------------
@@ -274,7 +275,27 @@ def concluded(found: pd.DataFrame) -> str:
 def _rates(table: pd.DataFrame) -> str:
     picked = chosen(table).groupby("line")["rate"].agg(lambda rates: sorted(set(rates)))
     shown = [f"{name} {' or '.join(f'{r:g}' for r in picked[name])}" for name in _known(picked)]
-    return "  Threshold lr chosen, by the other seeds: " + "; ".join(shown) + "."
+    said = "  Threshold lr chosen, by the other seeds: " + "; ".join(shown) + "."
+    lowest = table["threshold_lr"].min()
+    if all(np.isclose(rates, lowest).all() for rates in picked):
+        said += " All chose the lowest that was tried; lower ones may be better still."
+    return said
+
+
+def diverged(table: pd.DataFrame) -> str:
+    """Which arms diverged, by line and rate.
+
+    Args:
+        table: of the run, failed arms included.
+    """
+    rows = table.assign(line=line(table["kernel"]), failed=table["status"] == "failed")
+    counts = rows.groupby(["line", "threshold_lr"], sort=False)["failed"].agg(["sum", "size"])
+    shown = [
+        f"{name} {failed} of {size} arms at threshold lr {rate:g}"
+        for (name, rate), failed, size in counts.itertuples()
+        if failed
+    ]
+    return f"  Diverged: {'; '.join(shown) or 'none'}."
 
 
 def _known(rows: pd.Series | pd.DataFrame) -> list[str]:

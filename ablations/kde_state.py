@@ -223,10 +223,15 @@ FURTHER = {"noise": noise, "thresholds": thresholds, "spread": spreads}
 # -- figures and answer ---------------------------------------------------------------------------
 
 
-def _training(results: Results) -> pd.DataFrame:
-    """The rows of the part `training`."""
+def _of(results: Results, part: str) -> pd.DataFrame:
+    """The rows of a part."""
     table = results.table
-    return trained(table[table["part"] == TRAINING] if "part" in table else table)
+    return table[table["part"] == part] if "part" in table else table
+
+
+def _training(results: Results) -> pd.DataFrame:
+    """The measured rows of the part `training`."""
+    return trained(_of(results, TRAINING))
 
 
 def answer(results: Results) -> str:
@@ -236,6 +241,7 @@ def answer(results: Results) -> str:
         said.append(_threshold_noise.described(found))
     if len(table := _training(results)):
         said.append(_threshold_training.described(table, results.further))
+        said.append(_threshold_training.diverged(_of(results, TRAINING)))
     return "\n".join(said)
 
 

@@ -72,11 +72,22 @@ def test_spread_is_the_median_standard_deviation_of_logarithms() -> None:
     assert math.isnan(_threshold_training.spread(np.exp(log_theta), ~fired & fired))
 
 
-def test_steps_to_the_first_batch_that_is_sparse_enough() -> None:
-    history = pd.DataFrame({"step": [2, 4, 6, 8], "l0": [300.0, 64.0, 70.0, 40.0]})
-    assert _threshold_training.steps_to(history, 64) == 4
+def test_steps_until_codes_stay_sparse_enough() -> None:
+    history = pd.DataFrame({"step": [2, 4, 6, 8], "l0": [30.0, 300.0, 64.0, 40.0]})
+    assert _threshold_training.steps_to(history, 64) == 6
     assert _threshold_training.steps_to(history, 50) == 8
+    assert _threshold_training.steps_to(history, 300) == 2
     assert math.isnan(_threshold_training.steps_to(history, 30))
+
+
+def test_diverged_arms_are_counted() -> None:
+    rows = [
+        ("BatchKDE(Rectangle(0.02))", 0.1, "trained"),
+        ("MomentumKDE(Rectangle(0.02))", 0.3, "failed"),
+    ]
+    table = pd.DataFrame(rows * 2, columns=["kernel", "threshold_lr", "status"])
+    said = _threshold_training.diverged(table)
+    assert said == "  Diverged: momentum 2 of 2 arms at threshold lr 0.3."
 
 
 # -- noise in relation ----------------------------------------------------------------------------
