@@ -255,7 +255,8 @@ def answer(results: Results) -> str:
     seeds = table[table["cell"].isin(CELLS)]["seed"].nunique()
     said = [
         "Is the gain due to the activation, the penalty, both, or neither? Means over places of "
-        f"the differences of {seeds} paired seeds, with 95% t-intervals over seeds."
+        f"the differences of {seeds} paired seeds, with 95% t-intervals over seeds (*ReLU + L0 has "
+        "no theta: its gradients go to the input in both 2x2s).",
     ]
     said += summary(found, DECISIVE)
     calls: list[tuple[float, str]] = []
