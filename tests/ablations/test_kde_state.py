@@ -193,6 +193,7 @@ def training_rows(
                             "seed": seed,
                             "data_seed": seed,
                             "eval_set": "held-out",
+                            "status": "trained",
                             "l0": here,
                             "fvu": fvu,
                             "delta_lm_loss": math.nan,
