@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ablations._estimators import PULLS, look
 from ablations._matched import in_percent
-from ablations._threshold_noise import loglog, text, with_legend
+from ablations._threshold_noise import loglog, text
 from ablations._threshold_training import (
     FVU,
     WAYS,
@@ -165,7 +165,7 @@ def fvu_drawn(table: pd.DataFrame) -> Figure:
         _widths(axes, f"FVU at L0 {AT}")
         axes.set_title(way, fontsize=8)
     figure.axes[1].set_ylabel("")
-    return with_legend(figure, figure.axes[0])
+    return plots.legend_below(figure, figure.axes[0])
 
 
 def _at_line(table: pd.DataFrame, values: pd.Series, pull: str) -> pd.DataFrame:
@@ -201,7 +201,7 @@ def _beside(table: pd.DataFrame, seen: pd.DataFrame, drawn: dict[str, str]) -> F
             part = means.loc[pull]
             axes.plot(part.index, part[column], label=KINDS[pull], **look("batch" + pull))
         _widths(axes, title)
-    return with_legend(figure, figure.axes[0])
+    return plots.legend_below(figure, figure.axes[0])
 
 
 def _widths(axes: Axes, title: str) -> None:

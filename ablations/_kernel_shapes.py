@@ -9,7 +9,7 @@ from ablations._threshold_noise import text
 from ablations._threshold_training import FVU, decided, word
 from ablations._windows import EXPLAINED, SEEN, SHAPES
 from sae_bench import bands, plots
-from sae_bench.contrasts import Interval, difference
+from sae_bench.contrasts import Interval, difference, intervals
 
 REFERENCE = "Rectangle"
 WAYS = {"equal eps": "bandwidth", "equal standard deviation": "deviation"}
@@ -56,7 +56,7 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
         return "\n".join([*said, "  the rectangle and another shape are not there: no answer."])
     calls: dict[str, dict[str, Interval]] = {}
     for way, rows in found.groupby("way", sort=False):
-        calls[way] = {r.contrast: Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}
+        calls[way] = intervals(rows)
         shown = ", ".join(
             f"{r.contrast} {in_percent(calls[way][r.contrast])} "
             f"({word(calls[way][r.contrast])}, {r.places} places)"

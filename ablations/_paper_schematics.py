@@ -131,14 +131,7 @@ def activations() -> Figure:
     left.text(THETA + 0.03, 1.35, "$\\theta$", color="grey")
     left.set(xlabel="pre-activation", ylabel="code")
     right.set(xlabel="code", ylabel="tokens", yscale="log")
-    drawn.legend(
-        *right.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        fontsize=7,
-        frameon=False,
-    )
-    return drawn
+    return plots.legend_below(drawn, right, columns=4, size=7)
 
 
 @mpl.rc_context(plots.STYLE)
@@ -159,14 +152,7 @@ def jumps() -> Figure:
         axes.axhline(0, color="grey", linewidth=0.5)
         axes.set(xlabel=f"pre-activation ($\\theta$ = {THETA}, $\\epsilon$ = 0.2)")
     drawn.axes[0].set_ylabel("value, and slope in $\\theta$")
-    drawn.legend(
-        *drawn.axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=5,
-        fontsize=7,
-        frameon=False,
-    )
-    return drawn
+    return plots.legend_below(drawn, drawn.axes[0], columns=5, size=7)
 
 
 @mpl.rc_context(plots.STYLE)

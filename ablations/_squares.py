@@ -5,7 +5,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 
-from sae_bench.contrasts import Interval, Outcome, Square, difference, matched, t_interval
+from sae_bench.contrasts import (
+    Interval,
+    Outcome,
+    Square,
+    difference,
+    intervals,
+    matched,
+    t_interval,
+)
 
 WAYS = {
     f"gradients {path}": Square(
@@ -42,15 +50,6 @@ def direction(found: Mapping[str, Interval]) -> str:
     causes = {word: verdict(found["A"], found["B"], sign) for word, sign in ways.items()}
     said = [f"{word} with {what}" for word, what in causes.items() if what != "neither"]
     return " and ".join(said) or "changes with neither"
-
-
-def intervals(rows: pd.DataFrame) -> dict[str, Interval]:
-    """The contrasts of one way and outcome, by name.
-
-    Args:
-        rows: of what `contrasts.compare` gives.
-    """
-    return {r.contrast: Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}
 
 
 def summary(found: pd.DataFrame, outcomes: Iterable[Outcome]) -> list[str]:

@@ -188,7 +188,7 @@ def by_frequency(noise: pd.DataFrame) -> Figure:
         axes.set_ylabel(name, fontsize=7)
     for axes in panels[-1]:
         axes.set_xlabel("firing frequency")
-    return with_legend(figure, panels[0, -1])
+    return plots.legend_below(figure, panels[0, -1])
 
 
 def _against_frequency(here: pd.DataFrame, axes: Axes, y: str) -> None:
@@ -227,7 +227,7 @@ def against_bias(noise: pd.DataFrame) -> Figure:
             axes.plot(part["relative_bias"], part["noise"], label=name, **look(name))
     axes.set(xlabel="|bias| / slope", ylabel="noise of a step / slope")
     loglog(axes)
-    return with_legend(figure, axes)
+    return plots.legend_below(figure, axes)
 
 
 def loglog(axes: Axes) -> None:
@@ -236,15 +236,3 @@ def loglog(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, linewidth=0.5)
-
-
-def with_legend(figure: Figure, axes: Axes) -> Figure:
-    """The figure, with the legend of one of its axes below."""
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=2,
-        fontsize=6,
-        frameon=False,
-    )
-    return figure

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 
 from ablations._estimators import LINES, PULLS, STATES, line, look
 from ablations._lines import prepared
-from ablations._threshold_noise import loglog, text, with_legend
+from ablations._threshold_noise import loglog, text
 from sae_bench import bands, plots
 from sae_bench.ablation import Finished
-from sae_bench.contrasts import Interval, Outcome, Square, compare, interpolate
+from sae_bench.contrasts import Interval, Outcome, Square, compare, interpolate, intervals
 
 PLACES = (16, 24, 32, 48, 64, 96)
 FVU = Outcome("log_fvu", "log_l0", "FVU at matched L0", tuple(float(x) for x in np.log(PLACES)))
@@ -189,10 +189,6 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 # -- words ----------------------------------------------------------------------------------------
 
 
-def _intervals(rows: pd.DataFrame) -> dict[str, Interval]:
-    return {r.contrast: Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}
-
-
 def word(effect: Interval) -> str:
     """What an interval of an effect on log FVU decides."""
     if not math.isfinite(effect.half_width):
@@ -245,7 +241,7 @@ def described(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _sentence(state: object, rows: pd.DataFrame) -> str:
-    of, places = _intervals(rows), int(rows["places"].iloc[0])
+    of, places = intervals(rows), int(rows["places"].iloc[0])
     if not places:
         return f"    {state}: no common range of L0, so no answer."
     return (
@@ -358,7 +354,7 @@ def effects_drawn(found: pd.DataFrame) -> Figure:
     bands.effects(rows, axes, names={name: name for name in names}, by="way", unit=100)
     axes.set_xlabel("100 x change of log FVU")
     axes.tick_params(axis="y", labelsize=6)
-    return with_legend(figure, axes)
+    return plots.legend_below(figure, axes)
 
 
 def spread_drawn(orders: pd.DataFrame) -> Figure:
@@ -379,4 +375,4 @@ def spread_drawn(orders: pd.DataFrame) -> Figure:
     loglog(axes)
     rates = sorted(set(orders["threshold_lr"]))
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    return with_legend(figure, axes)
+    return plots.legend_below(figure, axes)

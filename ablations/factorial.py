@@ -66,11 +66,11 @@ from ablations._controls import controlled, controls
 from ablations._convergence import convergence, converging
 from ablations._documents import document_noise
 from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, Tuned, prepared, trials
-from ablations._squares import WAYS, by_place, intervals, paths, sentence, summary
+from ablations._squares import WAYS, by_place, paths, sentence, summary
 from sae_bench import bands, plots
 from sae_bench.ablation import Data, Finished, Preset
 from sae_bench.arm import Arm
-from sae_bench.contrasts import Outcome, compare
+from sae_bench.contrasts import Outcome, compare, intervals
 from sae_bench.recipe import Recipe
 from sae_bench.results import Results
 from sae_bench.text import After, Documentation, Excerpts
@@ -370,11 +370,4 @@ def _effects(found: pd.DataFrame) -> Figure:
         rows = found[found["outcome"] == name]
         bands.effects(rows, axes, names=SIDES, by="way")
         axes.set_title(title, fontsize=8)
-    drawn.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=2,
-        fontsize=7,
-        frameon=False,
-    )
-    return drawn
+    return plots.legend_below(drawn, axes, size=7)

@@ -47,14 +47,14 @@ from torch import Tensor
 
 from ablations import factorial
 from ablations._lines import CELLS, TUNED, prepared
-from ablations._squares import WAYS, cause, intervals, paths, sentence, summary
-from ablations._threshold_noise import text, with_legend
+from ablations._squares import WAYS, cause, paths, sentence, summary
+from ablations._threshold_noise import text
 from sae_bench import bands, plots
 from sae_bench.ablation import Finished, Origin, Preset
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
 from sae_bench.calibrate import calibrate
-from sae_bench.contrasts import Outcome, compare, difference, matched
+from sae_bench.contrasts import Outcome, compare, difference, intervals, matched
 from sae_bench.results import Results
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.synthetic import SyntheticFeatures, closest
@@ -303,4 +303,4 @@ def figures(results: Results) -> dict[str, Figure]:
     bands.logarithmic(drawn.axes[0])
     drawn.axes[1].set_ylabel("features recovered")
     drawn.axes[2].axhline(table["true_share"].mean(), color="grey", linestyle="--", linewidth=0.7)
-    return {"frontiers": with_legend(drawn, drawn.axes[0])}
+    return {"frontiers": plots.legend_below(drawn, drawn.axes[0])}

@@ -249,3 +249,12 @@ def compare(
                 for name, found in effects(square.contrasts(values)).items()
             ]
     return pd.DataFrame(rows)
+
+
+def intervals(rows: pd.DataFrame) -> dict[str, Interval]:
+    """The contrasts of one way and outcome, by name.
+
+    Args:
+        rows: of what `compare` gives.
+    """
+    return {r.contrast: Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}

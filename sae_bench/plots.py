@@ -103,6 +103,14 @@ def legend(drawn: Figure, axes: Axes) -> None:
     drawn.legend(handles, labels, loc="outside right center", fontsize=6)
 
 
+def legend_below(drawn: Figure, axes: Axes, columns: int = 2, size: float = 6) -> Figure:
+    """The figure, with the legend of one of its axes below."""
+    handles, labels = axes.get_legend_handles_labels()
+    place = "outside lower center"
+    drawn.legend(handles, labels, loc=place, ncols=columns, fontsize=size, frameon=False)
+    return drawn
+
+
 @mpl.rc_context(STYLE)
 def figure(
     width: float = 3.4,
@@ -262,8 +270,7 @@ def noise_panels(table: pd.DataFrame) -> Figure:
     drawn = figure(9.0, 4.2, 1, len(columns))
     for y, axes in zip(columns, drawn.axes, strict=True):
         noise(table, axes, y=y)
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=6)
-    return drawn
+    return legend_below(drawn, axes)
 
 
 @mpl.rc_context(STYLE)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -72,14 +73,26 @@ class Section:
 
 
 def _listed(answer: str) -> Iterator[str]:
-    """Lines with an indent become items of a list, others paragraphs."""
+    """Paragraphs; lines with an indent become items of a list; runs of lines with an indent of four
+    or more of which one has aligned columns are tables of numbers, and stay as they are."""
     before = ""
-    for line in answer.splitlines():
-        here = "- " if line.startswith("  ") else ""
-        if not here or not before:
-            yield ""
-        yield here + line.strip()
-        before = here
+    for kind, run in groupby(answer.splitlines(), key=_kind):
+        lines = list(run)
+        if kind == "    " and any("  " in line.strip() for line in lines):
+            yield from ("", "```text", *(line[4:] for line in lines), "```")
+            before = ""
+            continue
+        for line in lines:
+            here = "- " if kind else ""
+            if not here or not before:
+                yield ""
+            yield here + line.strip()
+            before = here
+
+
+def _kind(line: str) -> str:
+    """The indent that decides what a line is: none, two or four spaces."""
+    return next((indent for indent in ("    ", "  ") if line.startswith(indent)), "")
 
 
 def _hours(seconds: "pd.Series[float]") -> str:

@@ -1,6 +1,7 @@
 """The report says what tables say, with links that lead somewhere, the same every time."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -52,6 +53,16 @@ def test_a_section(letters: ablation.Ablation) -> None:
     assert "tokens measured: 200" in text
     assert "scored by the model" not in text
     assert "[letters.csv](tables/letters.csv)" in text
+
+
+def test_tables_of_numbers_stay_tables(letters: ablation.Ablation) -> None:
+    rows = ["           L0   FVU", "    one  47.7  0.15", "    a longer one 4 0.2"]
+    said = "\n".join(
+        ["Means:", "  an item", "  and a table:", *rows, "  another item", "    nested"]
+    )
+    text = Section(replace(letters, answer=lambda _: said), results([]), [], []).text()
+    table = "\n".join(["```text", *(row[4:] for row in rows), "```"])
+    assert f"- an item\n- and a table:\n\n{table}\n\n- another item\n- nested\n" in text
 
 
 def test_parts_of_a_grid_and_settings_of_the_past(letters: ablation.Ablation) -> None:
