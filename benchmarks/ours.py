@@ -19,7 +19,7 @@ from architectures.topk import AuxK
 from benchmarks.case import Case, Learner
 from sae_bench.activations import BatchTopK, JumpReLU, LogThreshold, TopK
 from sae_bench.arm import Arm
-from sae_bench.devices import keep_memory
+from sae_bench.devices import give_memory_back, keep_memory
 from sae_bench.estimators import BatchKDE, Estimator, MomentumKDE, WindowKDE
 from sae_bench.kernels import Kernel, Rectangle
 from sae_bench.penalties import L0, L1
@@ -97,9 +97,9 @@ def trainee(
         centre=True,
     )
     arm = Arm(architecture, case.d_sae, recipe, seed=case.seed, slots=slots(case))
-    keep_memory(False)  # as `train` does it
+    give_memory_back()  # as `train` does it
     made = Trainee(arm, first.shape[1], torch.device(case.device))
-    keep_memory(True)
+    keep_memory()
     return Ours(made)
 
 

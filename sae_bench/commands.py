@@ -132,9 +132,10 @@ def run_grid(arguments: argparse.Namespace) -> None:
     released = [Released(path) for path in arguments.released]
     if arguments.dry_run or arguments.cost is not None:
         for name, part in parts.items():
-            print(*filter(None, [name, planned([*chosen.arms(part), *released])]), sep="\n")
+            lines = [name, planned([*chosen.arms(part), *released])]
             if arguments.cost is not None:
-                print(Cost.of(chosen.arms(part), part.data, arguments.cost))
+                lines.append(str(Cost.of(chosen.arms(part), part.data, arguments.cost)))
+            print(*filter(None, lines), sep="\n")
         return
     results = study(
         chosen,

@@ -43,25 +43,30 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def give_memory_back() -> None:
     """From here on the C library gives large arrays that are freed back to the system, and what is
     free now: gaps between arrays that stay, too. Only glibc can."""
-    _keep_memory(False)
+    _mallopt(keep=False)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))
 
 
+def keep_memory() -> None:
+    """From here on the C library keeps what is freed: page faults of a step's large temporaries
+    cost as much as its arithmetic. Arrays that stay should be made before, as they leave gaps
+    between temporaries."""
+    _mallopt(keep=True)
+
+
 @contextmanager
 def keeping_memory() -> Iterator[None]:
-    """Inside, the C library keeps what is freed: page faults of a step's large temporaries cost as
-    much as its arithmetic. Arrays that stay should not be made there, among temporaries, which
-    leave gaps between them. Afterwards as in `give_memory_back`."""
-    _keep_memory(True)
+    """Inside as after `keep_memory`, afterwards as after `give_memory_back`."""
+    keep_memory()
     try:
         yield
     finally:
         give_memory_back()
 
 
-def _keep_memory(keep: bool) -> None:
+def _mallopt(keep: bool) -> None:
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
