@@ -59,8 +59,12 @@ def _differences(values: pd.DataFrame) -> str:
     return ", ".join(f"{name} {t_interval(apart[name].to_numpy()).percent()}" for name in order)
 
 
+OUTCOMES = (("log_fvu", "FVU"), ("log_delta_lm_loss", "delta LM loss"))
+
+
 def verdict(table: pd.DataFrame, found: pd.DataFrame) -> str:
-    """Architectures against ReLU + L1, best first, paired over seeds with 95% t-intervals.
+    """Architectures against ReLU + L1, best first: paired over seeds with 95% t-intervals; of one
+    seed differences alone, and no verdict.
 
     Args:
         table: of the run.
@@ -68,8 +72,10 @@ def verdict(table: pd.DataFrame, found: pd.DataFrame) -> str:
     """
     table = prepared(table)
     full = table[table["train_tokens"] == table["train_tokens"].max()]
+    if table["seed"].nunique() < 2:
+        return _of_one_seed(full)
     said = [f"Architectures against {COMPARED_TO} + L1, means over places, paired over seeds:"]
-    for y, name in (("log_fvu", "FVU"), ("log_delta_lm_loss", "delta LM loss")):
+    for y, name in OUTCOMES:
         values, places = _at(full, y)
         if places:
             shown = ", ".join(map(str, places))
@@ -84,6 +90,17 @@ def verdict(table: pd.DataFrame, found: pd.DataFrame) -> str:
             "  Latents with a decoder direction of cosine above 0.7 in another seed of the same "
             f"architecture: {own}; among random directions {same['random'].max():.0%}."
         )
+    return "\n".join(said)
+
+
+def _of_one_seed(table: pd.DataFrame) -> str:
+    said = [f"Architectures against {COMPARED_TO} + L1, one seed: no intervals, so no verdict."]
+    for y, name in OUTCOMES:
+        values, places = _at(table, y)
+        if places and COMPARED_TO in values:
+            apart = (values.iloc[0] - values[COMPARED_TO].iloc[0]).drop(COMPARED_TO)
+            shown = ", ".join(f"{key} {x:+.0%}" for key, x in np.expm1(apart.sort_values()).items())
+            said.append(f"  {name}, mean over L0 {', '.join(map(str, places))}: {shown}.")
     return "\n".join(said)
 
 

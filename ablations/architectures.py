@@ -178,8 +178,5 @@ def figures(results: Results) -> dict[str, Figure]:
 
 
 def answer(results: Results) -> str:
-    """Differences from ReLU at matched L0 and at equal compute, and who finds whose latents; with
-    one seed nothing: the frontiers speak for themselves."""
-    if results.table["seed"].nunique() < 2:
-        return ""
+    """Differences from ReLU at matched L0 and at equal compute, and who finds whose latents."""
     return verdict(results.table, results.further.get("matches", pd.DataFrame()))
