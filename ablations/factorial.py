@@ -298,9 +298,9 @@ SIDES = {"A": "JumpReLU for ReLU", "B": "L0 for L1", "interaction": "interaction
 
 def documents(finished: Finished) -> pd.DataFrame:
     """The contrasts of FVU and delta LM loss with intervals over documents, whose noise is that of
-    the text: once, in the part of the first seed."""
-    is_first = set(finished.table["seed"].dropna()) == {STUDY.seeds[0]}
-    return document_noise(finished, WAYS, (FVU, LOSS)) if is_first else pd.DataFrame()
+    the text: once, in the part of the last seed."""
+    is_last = set(finished.table["seed"].dropna()) == {STUDY.seeds[-1]}
+    return document_noise(finished, WAYS, (FVU, LOSS)) if is_last else pd.DataFrame()
 
 
 FURTHER = {"convergence": convergence, "documents": documents, "controls": controls}

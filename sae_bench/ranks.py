@@ -1,7 +1,7 @@
-"""The place of each sample among those of its latent."""
+"""Where samples stand: among those of their latent, and near its threshold."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench import sparse_kernels as kernels
@@ -20,3 +20,16 @@ def ranks(
     rank = torch.empty_like(place)
     rank[order] = place - (count.cumsum(0) - count)[latent[order]]
     return rank, count
+
+
+def near(
+    latent: Int[Tensor, " samples"],
+    pre: Float[Tensor, " samples"],
+    theta: Float[Tensor, " d_sae"],
+    half: Float[Tensor, " d_sae"],
+) -> Int[Tensor, " near"]:
+    """Indices of the samples with |pre - theta| <= half."""
+    if latent.device.type == "cpu":
+        arrays = (each.detach().numpy() for each in (latent, pre, theta, half))
+        return torch.from_numpy(kernels.near(*arrays))
+    return ((pre - theta[latent]).abs() <= half[latent]).nonzero().squeeze(1)

@@ -6,13 +6,16 @@ never the coefficient itself, which would bake in all three.
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from jaxtyping import Float, Int, Shaped
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.components import Component
+from sae_bench.ranks import near
 
 
 class Charge(Protocol):
@@ -47,16 +50,21 @@ class Samples(NamedTuple):
     step_slope: Float[Tensor, " *shape"]
     weight: Float[Tensor, " *shape"]
 
-    def at(self, chosen: Shaped[Tensor, " chosen"]) -> "Samples":
-        """Those with these indices, or where this is true."""
+    def at(self, chosen: Int[Tensor, " chosen"]) -> "Samples":
+        """Those with these indices."""
         return Samples(*(column[chosen] for column in self))
 
     def within(
         self, theta: Float[Tensor, " d_sae"], half: float | Float[Tensor, " d_sae"]
     ) -> "Samples":
         """Those with |pre - theta| <= half."""
-        limit = half[self.latent] if isinstance(half, Tensor) else half
-        return self.at((self.pre - theta[self.latent]).abs() <= limit)
+        limit = half if isinstance(half, Tensor) else torch.full_like(theta, half)
+        return self.at(near(self.latent, self.pre, theta, limit))
+
+    @classmethod
+    def joined(cls, parts: "Iterable[Samples]") -> "Samples":
+        """One after the other."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
 
     def first(
         self, most: int, rank: Int[Tensor, " samples"], count: Int[Tensor, " d_sae"]
@@ -68,7 +76,7 @@ class Samples(NamedTuple):
             rank: earlier samples of the same latent.
             count: samples that each latent's stand for.
         """
-        kept = self.at(rank < most)
+        kept = self.at((rank < most).nonzero().squeeze(1))
         scale = (count / most).clamp(min=1)[kept.latent].to(kept.weight.dtype)
         return kept._replace(weight=kept.weight * scale)
 

@@ -113,6 +113,14 @@ def _thin(first, last, column, value, theta, high, most, count, kept):
 
 
 @loop
+def _near(first, last, column, value, theta, half, found, count):
+    for e in range(first, last):
+        i = column[e]
+        found[count[0]] = e  # overwritten by the next unless it counts
+        count[0] += abs(value[e] - theta[i]) <= half[i]
+
+
+@loop
 def _weighted_rows(first, last, starts, column, value, order, rows, scale, base, out):
     width, longest = rows.shape[1], 0
     for i in range(first, last):
@@ -231,6 +239,14 @@ def thin(
     kept, count = np.empty(len(column), np.bool_), np.zeros(width, np.int64)
     _thin(0, len(column), column, value, theta, high, most, count, kept)
     return kept, count
+
+
+def near(column: Array, value: Array, theta: Array, half: Array) -> Array:
+    """The numbers of the entries with |value - theta| <= half, theta and half those of the
+    column."""
+    found, count = np.empty(len(column), np.int64), np.zeros(1, np.int64)
+    _near(0, len(column), column, value, theta, half, found, count)
+    return found[: count[0]]
 
 
 def weighted_rows(

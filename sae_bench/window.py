@@ -11,7 +11,6 @@ from sae_bench.estimator import Bandwidth, Estimate, Remembering, State
 from sae_bench.ranks import ranks
 from sae_bench.samples import Batch, Present, Samples
 
-FIELDS = ("pre", "projection", "step_slope", "weight")
 MOST = 8
 """Times its share of the slots that one latent can take."""
 
@@ -57,7 +56,7 @@ class WindowKDE(Remembering):
         """Empty slots (weight 0)."""
         places = self.steps, self.slots * d_sae
         return {
-            **{name: torch.zeros(places) for name in FIELDS},
+            **{name: torch.zeros(places) for name in Samples._fields},
             "latent": torch.zeros(places, dtype=torch.int32),
             "kept": torch.zeros(self.steps, dtype=torch.int64),
             "tokens": torch.zeros(self.steps, dtype=torch.int64),
@@ -71,7 +70,7 @@ class WindowKDE(Remembering):
         return (self.kernel.reach + self.guard) * self.width(bandwidth)
 
     def estimate(self, state: State, batch: Batch, bandwidth: Bandwidth | None = None) -> Estimate:
-        """The density over all slots, divided by the tokens offered."""
+        """The density over what is kept, divided by the tokens offered."""
         samples, present, tokens = batch
         place = int(state["step"]) % self.steps
         half = self.reach(state, bandwidth)
@@ -83,12 +82,22 @@ class WindowKDE(Remembering):
         kept = shared(samples.within(present.theta, half), len(present.theta), self.slots)
         new["kept"][place] = count = len(kept.pre)
         new["weight"][place, count:] = 0
-        for name in ("latent", *FIELDS):
-            new[name][place, :count] = getattr(kept, name)
-        filled = int(new["kept"].max())
-        latent, *columns = (new[name][:, :filled].flatten() for name in ("latent", *FIELDS))
-        window = Batch(Samples(latent.long(), *columns), present, int(new["tokens"].sum()))
+        for name, column in kept._asdict().items():
+            new[name][place, :count] = column
+        window = Batch(self._near(new, present, bandwidth), present, int(new["tokens"].sum()))
         return self.density(window, bandwidth), new
+
+    def _near(self, state: State, present: Present, bandwidth: Bandwidth | None) -> Samples:
+        """What is kept within the kernel's reach of the present thresholds: the rest, captured for
+        thresholds that move, would have no weight."""
+        reach = self.kernel.reach * self.width(bandwidth)
+
+        def captured(step: int, count: int) -> Samples:
+            columns = (state[name][step, :count] for name in Samples._fields)
+            return Samples(*columns).within(present.theta, reach)
+
+        found = Samples.joined(map(captured, range(self.steps), state["kept"].tolist()))
+        return found._replace(latent=found.latent.long())
 
     def coverage(
         self, state: State, present: Present, bandwidth: Bandwidth | None = None

@@ -81,9 +81,15 @@ def direct(steps: list[Step], kernel: Kernel, coefficient: Coefficient) -> Tenso
     return total / sum(len(step.samples.pre) // LATENTS for step in steps[-T:])
 
 
+def empty(window: WindowKDE, latents: int) -> State:
+    """Before the first step, in double precision."""
+    state = window.init(latents)
+    return {name: v.double() if v.is_floating_point() else v for name, v in state.items()}
+
+
 def run(window: WindowKDE, steps: list[Step]) -> tuple[list[Tensor], list[State]]:
     """Gradient and state after each step; like an SAE, hands over what is within reach only."""
-    state: State = {name: v.double() for name, v in window.init(LATENTS).items()}
+    state = empty(window, LATENTS)
     gradients, states = [], []
     for step in steps:
         reach = window.reach(state, step.bandwidth)
@@ -284,7 +290,7 @@ def test_overflow_is_unbiased() -> None:
     found = {}
     for cls in (WindowKDE, IgnoresOverflow):
         window = cls(Triangle(EPS), steps=3, slots=16, coefficient=ExactJump())
-        state = {name: v.double() for name, v in window.init(4_000).items()}
+        state = empty(window, 4_000)
         gradient, state = window.estimate(state, Batch(samples, present, 1000))
         assert (by_latent(state, state["weight"] > 0, 4_000) == 16).all()
         assert (by_latent(state, state["weight"], 4_000) == 60).all()
@@ -320,7 +326,7 @@ def test_slots_are_for_samples_within_the_guard_band_only() -> None:
     """Samples that are handed over for another purpose take no slot."""
     step = history(1)[0]
     window = window_of(WindowKDE, Triangle, ExactJump())
-    state = {name: v.double() for name, v in window.init(LATENTS).items()}
+    state = empty(window, LATENTS)
     given = near(step.samples, step.present, window.reach(state))
     for samples in (given, step.samples):
         gradient, after = window.estimate(state, Batch(samples, step.present, N))
