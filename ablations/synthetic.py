@@ -249,7 +249,8 @@ def answer(results: Results) -> str:
     said += ["What straight-through gradients to the input change:", *paths(table, OUTCOMES)]
     said += [
         _recovery(table),
-        "Not decided: other sparsities and sizes of the dictionary, features that fire together or "
+        "A dead latent finds nothing: nothing here revives them, in any cell. Not decided: how many "
+        "would be found with that, other sparsities and sizes of the dictionary, features that fire together or "
         "differ in scale, and learning rates tuned for this data.",
     ]
     return "\n".join(said)
@@ -283,7 +284,7 @@ def _frequent(table: pd.DataFrame) -> str:
 
 
 def _recovery(table: pd.DataFrame, l0: float = 8.0) -> str:
-    columns = ("fvu", *KNOWN, SHARE.y)
+    columns = ("fvu", *KNOWN, "dead", SHARE.y)
     place = [float(np.log(l0))]
     shown = {
         y: matched(table, "log_l0", y, place, "cell").iloc[:, 0].groupby("cell").mean()
