@@ -50,21 +50,21 @@ def whole(results: Results) -> pd.DataFrame:
 
 def released_series(table: pd.DataFrame) -> tuple[Series, ...]:
     """A curve for each name that released SAEs of a run have, in the colour of their architecture;
-    where it has several, the others in spare colours.
+    where it has several at a site, the others in spare colours.
 
     Args:
-        table: columns status, series, architecture.
+        table: columns status, series, architecture, site.
     """
-    rows = table[table["status"] == RELEASED].drop_duplicates("series").sort_values("series")
-    again = rows.duplicated("architecture")
+    rows = table[table["status"] == RELEASED].drop_duplicates(["series", "site"])
+    rows = rows.sort_values("series")
+    others = set(rows.loc[rows.duplicated(["architecture", "site"]), "series"])
+    names = rows.groupby("series")["architecture"].first()
     found = []
-    for index, (name, kind, other) in enumerate(
-        zip(rows["series"], rows["architecture"], again, strict=True)
-    ):
+    for index, (name, kind) in enumerate(names.items()):
         spare = SPARE[index % len(SPARE)]
-        colour = spare if other else COLOURS.get(kind, spare)
+        colour = spare if name in others else COLOURS.get(kind, spare)
         look = Look(colour, FURTHER_MARKERS[index % len(FURTHER_MARKERS)], "-")
-        found.append(Series("", name, look, line=name))
+        found.append(Series("", str(name), look, line=str(name)))
     return tuple(found)
 
 

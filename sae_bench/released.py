@@ -177,8 +177,8 @@ def by_part(
     for each in released:
         if each.site is None and len(places) > 1:
             raise InputError(
-                f"{each.path}: does not say its site, and the parts have {len(places)}; choose parts "
-                "of one, or name it with `sae-bench convert --site`"
+                f"{each.path}: does not say its site, and the parts have {len(places)}; choose "
+                "parts of one, or name it with `sae-bench convert --site`"
             )
         if each.site is not None and not places & {each.site, None}:
             raise InputError(

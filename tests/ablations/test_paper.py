@@ -267,19 +267,23 @@ def test_variants_alone() -> None:
 
 
 def test_released_saes_have_curves_of_their_own() -> None:
-    """In the colour of their architecture, and another one where that is taken."""
+    """In the colour of their architecture, and another one where that is taken at a site."""
     rows = TABLE[(TABLE["part"] == "layers.14.resid_post") & (TABLE["architecture"] == "JumpReLU")]
     own = {"status": "released", "penalty": "NoPenalty", "seed": float("nan"), "kernel": ""}
     wide, narrow = (
         rows.assign(**own, series=f"theirs: JumpReLU, {d_sae} latents") for d_sae in (9, 4)
     )
-    table = pd.concat([TABLE, wide, narrow.assign(arm=narrow["arm"] + "-narrow")])
+    narrow = narrow.assign(arm=narrow["arm"] + "-narrow")
+    late = narrow.assign(part="layers.22.resid_post", site="layers.22.resid_post", series="z")
+    table = pd.concat([TABLE, wide, narrow, late])
     rates = table[["part", "arm", "eval_set"]].assign(frequency=[[0.5, 0.01]] * len(table))
     drawn = figures_of_run(Results(table, rates))
     lines = {line.get_label(): line for line in drawn["figure_02"].axes[1].lines}
     first, second = (lines[f"theirs: JumpReLU, {d_sae} latents"] for d_sae in (4, 9))
     assert first.get_color() == lines["JumpReLU"].get_color() == COLOURS["JumpReLU"]
     assert second.get_color() not in COLOURS.values()
+    (third,) = (line for line in drawn["figure_02"].axes[2].lines if line.get_label() == "z")
+    assert third.get_color() == COLOURS["JumpReLU"]
     assert len({first.get_marker(), second.get_marker(), lines["JumpReLU"].get_marker()}) == 3
     _, labels = drawn["figure_14"].axes[1].get_legend_handles_labels()
     assert sum(label.startswith("theirs") for label in labels) == 2

@@ -1,6 +1,5 @@
 """A folder of released SAEs of a tiny model, measured at their sites, and the figures."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -51,11 +50,10 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def at_desk(furnished: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _at_desk(furnished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(furnished)
     monkeypatch.setenv("SAE_BENCH_CACHE", str(furnished / "kept"))
     monkeypatch.setitem(released.PRESETS, "smollm2", released.Measured(DATA))
-    yield
 
 
 @pytest.fixture(scope="module")

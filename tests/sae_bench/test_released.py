@@ -270,7 +270,7 @@ def test_a_damaged_one_among_them_is_named(folder: Path) -> None:
 
 
 def sited(file: Path, site: str | None) -> Released:
-    released = Released(file)
+    released = Released(file, f"of {site}")
     released.sae.provenance = {"site": site}
     return released
 
