@@ -163,9 +163,9 @@ NAMED = {
 
 def cell(table: pd.DataFrame) -> pd.Series:
     """The name of each row's line."""
-    to_input = table["kernel"].str.contains("to_input=True", na=False)
-    path = to_input.map({True: " (input)", False: " (theta)"})
-    windowed = table["kernel"].fillna("") != ""
+    kernel = table["kernel"].fillna("").astype(str)
+    path = kernel.str.contains("to_input=True").map({True: " (input)", False: " (theta)"})
+    windowed = kernel != ""
     penalty = table["penalty"].str.replace(r"\(.*\)", "", regex=True)
     return (table["architecture"] + " + " + penalty + path.where(windowed, "")).replace(NAMED)
 

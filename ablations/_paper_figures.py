@@ -12,7 +12,7 @@ reconstruction loss are logarithmic here, shares and r_L0 linear.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import pandas as pd
 from ablations._lines import cell
 from sae_bench.errors import InputError
 from sae_bench.plots import SPARE, Look, looks
+from sae_bench.store import RELEASED
 
 CURVES = Path(__file__).with_name("_paper_curves.csv")
 """The paper's points; its head states source and licence."""
@@ -76,10 +77,10 @@ class Series:
     """A curve, in the paper and in a run.
 
     Args:
-        paper: its name in the paper.
+        paper: its name in the paper; "": the paper has none.
         name: that of a run's.
         look: how it is drawn: an architecture's own colour is that of all other figures.
-        line: the line of `_lines.cell` that a run's arms belong to; "": none does.
+        line: the line (`placed`) that a run's arms belong to; "": none does.
         where: patterns that further columns of these arms must show.
     """
 
@@ -88,6 +89,11 @@ class Series:
     look: Look
     line: str = ""
     where: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Its name among points."""
+        return self.paper or self.name
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """Those of the rows that `placed` gives that belong to it."""
@@ -106,15 +112,22 @@ def _windowed(kernel: str) -> Mapping[str, str]:
     return {"kernel": rf"^BatchKDE\({kernel}\("}
 
 
-OWN = looks(["Gated", "GatedRIL1", "JumpReLU", "TopK"])
+VARIED = "variants"
+"""The part of a run whose rectangles are those of other bandwidths than the one that was chosen."""
+CHOSEN = {**_windowed("Rectangle"), "part": rf"^(?!{VARIED}$)"}
+
+OWN = looks(["ReLU", "Gated", "GatedRIL1", "JumpReLU", "TopK"])
 THETA = "JumpReLU + L0 (theta)"
 WITH_AUX, WITHOUT_AUX = {"aux": r"AuxK\(\d+, (?!0,)"}, {"aux": r"AuxK\(\d+, 0,"}
 
 GATED = Series("Gated (Original)", "Gated", OWN["Gated"], "Gated")
 RI_L1 = Series("Gated (RI-L1)", "Gated RI-L1", OWN["GatedRIL1"], "Gated RI-L1")
-JUMP = Series("JumpReLU", "JumpReLU", OWN["JumpReLU"], THETA, _windowed("Rectangle"))
+JUMP = Series("JumpReLU", "JumpReLU", OWN["JumpReLU"], THETA, CHOSEN)
 TOPK = Series("TopK (AuxK)", "TopK + AuxK", OWN["TopK"], "TopK", WITH_AUX)
 FOUR = (GATED, RI_L1, JUMP, TOPK)
+RELU = Series("", "ReLU + L1", OWN["ReLU"], "ReLU + L1")
+"""Mentioned in the paper, without a curve."""
+FIVE = (*FOUR, RELU)
 
 
 @dataclass(frozen=True)
@@ -130,23 +143,25 @@ class PaperFigure:
     """A figure of the paper; see the module's docstring.
 
     Args:
-        number: in the paper.
+        number: in the paper; 0: the paper does not show it.
         x: the horizontal axis.
         rows: of panels, from above.
         series: its curves.
         places: its columns.
+        title: what it is called in place of its number.
     """
 
     number: int
     x: Measure
     rows: tuple[Row, ...]
-    series: tuple[Series, ...] = FOUR
+    series: tuple[Series, ...] = FIVE
     places: tuple[int, ...] = PLACES
+    title: str = ""
 
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"figure_{self.number:02d}"
+        return self.title or f"figure_{self.number:02d}"
 
 
 MIDDLE = (Row("resid", RECONSTRUCTION),)
@@ -189,13 +204,13 @@ FIGURES = (
         L0,
         MIDDLE,
         tuple(
-            Series(name.lower(), name, look, THETA, _windowed(name))
-            for name, look in {
-                "Rectangle": OWN["JumpReLU"],
-                "Triangle": _spare(0),
-                "Epanechnikov": _spare(3, "v"),
-                "Gaussian": _spare(1, "P"),
-            }.items()
+            Series(name.lower(), name, look, THETA, where)
+            for name, look, where in (
+                ("Rectangle", OWN["JumpReLU"], CHOSEN),
+                ("Triangle", _spare(0), _windowed("Triangle")),
+                ("Epanechnikov", _spare(3, "v"), _windowed("Epanechnikov")),
+                ("Gaussian", _spare(1, "P"), _windowed("Gaussian")),
+            )
         ),
         places=(1,),
     ),
@@ -223,39 +238,53 @@ def paper_points() -> pd.DataFrame:
     )[COLUMNS]
 
 
-def placed(table: pd.DataFrame) -> pd.DataFrame:
-    """The measured rows of a run's table at the paper's kinds of sites, with columns line, kind,
-    layer and place: its layers in order, one layer in the middle.
+def located(sites: "pd.Series[str]") -> pd.DataFrame:
+    """Of the sites that are of the paper's kinds, in their index: columns layer, kind (of `SITES`)
+    and place: layers in order, one layer in the middle.
 
     Raises:
         InputError: more than three layers.
     """
-    found = table["site"].astype(str).str.extract(r"^layers\.(?P<layer>\d+)\.(?P<kind>\w+)$")
-    rows = table.assign(layer=found["layer"], kind=found["kind"].map(KINDS))
-    rows = rows.dropna(subset=["layer", "kind", "l0"]).astype({"layer": int})
-    layers = sorted(rows["layer"].unique())
+    found = sites.astype(str).str.extract(r"^layers\.(?P<layer>\d+)\.(?P<kind>\w+)$")
+    found = found.assign(kind=found["kind"].map(KINDS)).dropna().astype({"layer": int})
+    layers = sorted(found["layer"].unique())
     if len(layers) > len(PLACES):
         raise InputError(
-            f"figures of the paper: they have {len(PLACES)} layers, the table {len(layers)} "
+            f"figures of the paper: they have {len(PLACES)} layers, the run {len(layers)} "
             f"({', '.join(map(str, layers))}); leave some out"
         )
     first = (len(PLACES) - len(layers)) // 2
     places = {layer: first + index for index, layer in enumerate(layers)}
-    return rows.assign(line=cell(rows), place=rows["layer"].map(places))
+    return found.assign(place=found["layer"].map(places))
 
 
-def points_of(table: pd.DataFrame) -> pd.DataFrame:
+def placed(table: pd.DataFrame) -> pd.DataFrame:
+    """The measured rows of a run's table at the paper's kinds of sites, with the columns of
+    `located` and line: that of `_lines.cell`, and of released SAEs, of which it is not known how
+    they were trained, the name that they were given.
+
+    Raises:
+        InputError: more than three layers.
+    """
+    rows = table.dropna(subset=["l0"]).reset_index(drop=True)
+    found = located(rows["site"])
+    rows = rows.loc[found.index].assign(**found)
+    return rows.assign(line=cell(rows).mask(rows["status"] == RELEASED, rows["series"]))
+
+
+def points_of(table: pd.DataFrame, figures: Iterable[PaperFigure] = FIGURES) -> pd.DataFrame:
     """The points of a run, means over seeds; none of what its table does not hold.
 
     Args:
-        table: columns architecture, penalty, kernel, setting, eval_set, site, l0, and any of the
-            figures' measures.
+        table: columns status, series, architecture, penalty, kernel, setting, eval_set, site, l0,
+            and any of the figures' measures.
+        figures: that are to be drawn.
 
     Raises:
         InputError: as `placed`.
     """
     rows = placed(table)
-    parts = [part for each in FIGURES for part in _points(rows, each)]
+    parts = [part for each in figures for part in _points(rows, each)]
     return pd.concat(parts, ignore_index=True)[COLUMNS] if parts else pd.DataFrame(columns=COLUMNS)
 
 
@@ -278,7 +307,7 @@ def _points(rows: pd.DataFrame, figure: PaperFigure) -> Iterator[pd.DataFrame]:
                             figure=figure.number,
                             site=row.site,
                             measure=row.y.column,
-                            series=series.paper,
+                            series=series.key,
                         )
                     )
 
@@ -299,7 +328,7 @@ def _log_at(curve: pd.DataFrame, l0: float) -> float:
     return float(np.interp(math.log(l0), x, y, left=math.nan, right=math.nan))
 
 
-def with_series(table: pd.DataFrame, series: Sequence[Series] = FOUR) -> pd.DataFrame:
+def with_series(table: pd.DataFrame, series: Sequence[Series]) -> pd.DataFrame:
     """The placed rows of a run that belong to these series, named in the column `curve`."""
     rows = placed(table)
     return pd.concat([each.rows(rows).assign(curve=each.name) for each in series])

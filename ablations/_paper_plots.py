@@ -1,7 +1,7 @@
 """Draws the figures of the JumpReLU paper from points (`_paper_figures`): the paper's, a run's, or
 the one over the other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -11,13 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ablations._paper_figures import (
-    FOUR,
     SITES,
     Measure,
     PaperFigure,
     Row,
     Series,
-    with_series,
 )
 from sae_bench import bands, plots
 
@@ -63,7 +61,7 @@ def curves(points: pd.DataFrame, axes: Axes, figure: PaperFigure, manner: Manner
         manner: how.
     """
     for series in figure.series:
-        curve = points[points["series"] == series.paper].sort_values("x")
+        curve = points[points["series"] == series.key].sort_values("x")
         if len(curve):
             axes.plot(
                 curve["x"],
@@ -152,19 +150,18 @@ def _legend(drawn: Figure, columns: int) -> None:
 
 
 @mpl.rc_context(plots.STYLE)
-def histograms(table: pd.DataFrame, frequencies: pd.DataFrame) -> Figure:
+def histograms(rows: pd.DataFrame, frequencies: pd.DataFrame, series: Sequence[Series]) -> Figure:
     """Figure 14: histograms of log10 firing frequency on the residual stream, log counts, of each
     series the arm nearest to L0 = 70; a panel a layer, latents that never fired left out.
 
     Args:
-        table: of a run.
-        frequencies: likewise.
+        rows: of a run at residual sites, at least one (`with_series`).
+        frequencies: of the run.
+        series: those of the rows.
     """
-    rows = with_series(table)
-    rows = rows[rows["kind"] == "resid"]
     places = sorted(rows["place"].unique())
-    names = [series.name for series in FOUR]
-    colours = [series.look.color for series in FOUR]
+    names = [each.name for each in series]
+    colours = [each.look.color for each in series]
     drawn = plots.figure(0.5 + 2.1 * len(places), 2.6, 1, len(places), shared=True)
     for place, axes in zip(places, drawn.axes, strict=True):
         here = rows[rows["place"] == place]

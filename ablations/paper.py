@@ -8,17 +8,28 @@ latents, 8B tokens; points in `_paper_curves.csv`): 2, 10 and 11 (delta LM loss 
 and 4 are schematics, computed by the code that trains. `sae-bench figures paper --reference` draws
 the paper's points alone.
 
+Two things the paper mentions and does not show are drawn too. ReLU + L1 has a curve here in 2, 5
+and 10 to 14, with none of the paper's behind. `bandwidth` is the sweep behind the paper's choice of
+eps = 0.001: reconstruction loss against L0 at the middle residual site, a curve a bandwidth of
+JumpReLU + L0, eps over three decades in units of the scaled activations. Only eps changes: learning
+rates and the thresholds' start are those tuned for the middle one, so a curve that is worse is
+worse at these. `ablations/kernels.py` sweeps eps with rates of their own.
+
 What can be compared is the order of the curves and their distances at equal L0, not their height:
 model, width and training differ by orders of magnitude. A latent's mean frequency is L0 / width, so
 at 1,152 latents many more than in the paper fire on over 1% and 10% of tokens.
 
 Preset `smollm2`: SmolLM2-135M at layers 6, 14 and 22 of 30 (the relative depths of 9, 20 and 31 of
-42), residual stream after the MLP, MLP output, attention heads before W_O; a part each, 20 arms of
-1,152 latents: Gated, Gated RI-L1, JumpReLU + L0 (gradients to theta), TopK + AuxK. The part
-`variants` holds the other curves of figures 8, 9 and 17 at the middle residual site. Coefficients
-are provisional: those of `_lines.py`, calibrated on the residual stream after layer 9, not yet at
-these sites. Gated (original) is trained without resampling, and TopK is exact where the paper's is
-approximate. 205 arms; at the factorial's pace about two hours on two cores.
+42), residual stream after the MLP, MLP output, attention heads before W_O; a part each, 25 arms of
+1,152 latents: ReLU + L1, Gated, Gated RI-L1, JumpReLU + L0 (gradients to theta), TopK + AuxK. The
+part `variants` holds the other curves of figures 8, 9 and 17 at the middle residual site, and 12
+arms of other bandwidths. Coefficients are provisional: those of `_lines.py`, calibrated on the
+residual stream after layer 9, not yet at these sites. Gated (original) is trained without
+resampling, and TopK is exact where the paper's is approximate. 262 arms; at the factorial's pace
+two and a half hours on two cores.
+
+SAEs that were finished elsewhere (`--released`) have curves of their own in figures 2, 5, 10 to 14
+and 16; `ablations/released.py` draws them without training any.
 
 Reconstruction loss is FVU times the share of E||x||^2 that is variance on the held-out side.
 """
@@ -39,20 +50,21 @@ from ablations._paper_figures import (
     KINDS,
     SITES,
     THETA,
+    VARIED,
     PaperFigure,
     paper_points,
-    placed,
     points_of,
     ratios,
 )
-from ablations._paper_plots import BEHIND, PAPER, RUN, draw, histograms
+from ablations._paper_plots import PAPER, draw
+from ablations._paper_runs import figures_of_run, whole
 from ablations._paper_schematics import schematics
 from ablations.factorial import STUDY as FACTORIAL
 from architectures import JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
 from sae_bench.ablation import Finished, Preset
 from sae_bench.activations import TopK
-from sae_bench.arm import Arm, grid
+from sae_bench.arm import Arm
 from sae_bench.estimators import BatchKDE
 from sae_bench.kernels import Epanechnikov, Gaussian, Kernel, Triangle
 from sae_bench.penalties import L0, TargetL0
@@ -79,7 +91,9 @@ def _through(kernel: type[Kernel]) -> Slots:
     return lambda c, tuned: {**slots(c, tuned), "kernel": BatchKDE(kernel(tuned.bandwidth))}
 
 
-MAIN: Mapping[str, Line] = {name: LINES[name] for name in ("Gated", "Gated RI-L1", THETA, "TopK")}
+MAIN: Mapping[str, Line] = {
+    name: LINES[name] for name in ("ReLU + L1", "Gated", "Gated RI-L1", THETA, "TopK")
+}
 VARIANTS: Mapping[str, Line] = {
     "TopK without AuxK": Line(TopKSAE, _without_aux, LINES["TopK"].settings),
     "JumpReLU + target L0": Line(JumpReLUSAE, _towards, LINES["TopK"].settings, True),
@@ -103,6 +117,8 @@ class Paper(Preset):
         lines: of `MAIN` and `VARIANTS`, those that are trained.
         settings: which of a line's six settings.
         seeds: seeds of every arm.
+        bandwidths: of JumpReLU + L0 beside the tuned one, in units of the scaled activations; every
+            other of the settings.
     """
 
     layers: tuple[int, ...] = (6, 14, 22)
@@ -110,16 +126,18 @@ class Paper(Preset):
     lines: tuple[str, ...] = tuple(MAIN)
     settings: tuple[int, ...] = (0, 1, 2, 3, 4)
     seeds: tuple[int, ...] = (0,)
+    bandwidths: tuple[float, ...] = (0.002, 0.006, 0.06, 0.2)
 
     def parts(self) -> dict[str, Preset]:
-        """Every site, then the variants at the middle layer's residual site."""
+        """Every site, then variants and bandwidths at the middle layer's residual site."""
         sites = [f"layers.{layer}.{kind}" for kind in self.kinds for layer in self.layers]
         made: dict[str, Preset] = {site: self._at(site) for site in sites}
         middle = f"layers.{self.layers[len(self.layers) // 2]}.{self.kinds[0]}"
-        return made | {"variants": self._at(middle).replace(lines=tuple(VARIANTS))}
+        others = {"lines": tuple(VARIANTS), "bandwidths": self.bandwidths}
+        return made | {VARIED: self._at(middle).replace(**others)}
 
     def _at(self, site: str) -> "Paper":
-        return self.replace(data=self.data.replace(site=site))
+        return self.replace(data=self.data.replace(site=site), bandwidths=())
 
 
 PRESETS = {
@@ -128,15 +146,18 @@ PRESETS = {
 
 
 def arms(preset: Paper) -> list[Arm]:
-    """Every line over its settings and seeds."""
-    made, known = [], {**MAIN, **VARIANTS}
-    for name in preset.lines:
-        line, tuned = known[name], TRAINED[name]
-        recipe = preset.recipe.replace(lr=tuned.lr, threshold_lr=tuned.threshold_lr)
-        common: dict[str, Any] = {"d_sae": preset.d_sae, "recipe": recipe, "seed": preset.seeds}
-        for index in preset.settings:
-            made += grid(line.architecture, **common, **line.slots(line.settings[index], tuned))
-    return made
+    """Every line over its settings and seeds; JumpReLU's with every bandwidth over half of them."""
+    known = {**MAIN, **VARIANTS}
+    asked = [(known[name], TRAINED[name], preset.settings) for name in preset.lines]
+    for width in preset.bandwidths:
+        asked.append((MAIN[THETA], TRAINED[THETA].replace(bandwidth=width), preset.settings[::2]))
+    common = (preset.d_sae, preset.recipe, preset.seeds)
+    return [
+        arm
+        for line, tuned, settings in asked
+        for index in settings
+        for arm in line.arms(line.settings[index], tuned, *common)
+    ]
 
 
 def reconstruction(finished: Finished) -> pd.DataFrame:
@@ -159,32 +180,14 @@ def reference() -> dict[str, Figure]:
     return schematics() | {each.name: draw(each, {PAPER: points}) for each in FIGURES}
 
 
-def _whole(results: Results) -> pd.DataFrame:
-    """The run's table with the columns that further tables have of each arm."""
-    table = results.table
-    for further in results.further.values():
-        keys = [key for key in ("part", "arm", "eval_set") if key in further and key in table]
-        if "arm" in keys:
-            table = table.merge(further, on=keys, how="left")
-    return table
-
-
 def figures(results: Results) -> dict[str, Figure]:
     """Every figure that the run has points of, over the paper's; firing frequencies; schematics."""
-    table, paper = _whole(results), paper_points()
-    own = points_of(table)
-    drawn = schematics()
-    for each in FIGURES:
-        if (own["figure"] == each.number).any():
-            drawn[each.name] = draw(each, {BEHIND: paper, RUN: own})
-    if (placed(table)["kind"] == "resid").any():
-        drawn["figure_14"] = histograms(table, results.frequencies)
-    return drawn
+    return schematics() | figures_of_run(results)
 
 
 def answer(results: Results) -> str:
-    """Delta LM loss over JumpReLU's at L0 = 50, the run's beside the paper's."""
-    own, paper = points_of(_whole(results)), paper_points()
+    """Delta LM loss over JumpReLU's at L0 = 50, the run's beside the paper's, where it has one."""
+    own, paper = points_of(whole(results)), paper_points()
     said = [
         f"Delta LM loss over that of JumpReLU at L0 = {AT}, log-log between settings, by layer "
         "from early to late; in brackets the paper's:"
@@ -196,15 +199,16 @@ def answer(results: Results) -> str:
 
 
 def _compared(figure: PaperFigure, here: pd.DataFrame, paper: pd.DataFrame) -> str:
-    there = ratios(paper, figure.number, l0=AT)
+    there = ratios(paper, figure.number, l0=AT).reindex(here.index)
     shown = []
     for series in figure.series:
-        if series is not JUMP and series.paper in here.index:
-            pairs = zip(here.loc[series.paper], there.loc[series.paper, here.columns], strict=True)
+        if series is not JUMP and series.key in here.index:
+            pairs = zip(here.loc[series.key], there.loc[series.key, here.columns], strict=True)
             shown.append(f"{series.name} {', '.join(_pair(*pair) for pair in pairs)}")
     site = SITES[figure.rows[0].site]
     return f"  {site}: {'; '.join(shown) if shown else 'JumpReLU does not reach it'}."
 
 
 def _pair(own: float, paper: float) -> str:
-    return f"{own:.2f} [{paper:.2f}]" if np.isfinite(own) else f"none [{paper:.2f}]"
+    shown = f"{own:.2f}" if np.isfinite(own) else "none"
+    return f"{shown} [{paper:.2f}]" if np.isfinite(paper) else shown

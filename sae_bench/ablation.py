@@ -19,7 +19,7 @@ and, if there are published figures to hold its own against,
 
 import importlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import iter_modules
@@ -133,6 +133,15 @@ class Preset(Component):
         """What an ablation falls into, by name: grids on activations of their own, or such as are
         run one after the other. Here: the one part without a name."""
         return {"": self}
+
+    def measuring(self, sites: Sequence[str]) -> "Preset":
+        """The preset for finished SAEs of these sites, beside which it may train others. Here:
+        itself, with the sites it has.
+
+        Raises:
+            InputError: it cannot measure these together.
+        """
+        return self
 
     def evaluation(self) -> Mapping[str, Origin]:
         """Evaluation sets, by name: the held-out sides of these. None: that of its own data."""

@@ -196,7 +196,7 @@ def matched_histogram(
         if rows.empty:
             continue
         miss = (np.log(rows["l0"]) - math.log(l0)).abs()
-        nearest = rows.loc[miss.groupby(rows["seed"]).idxmin()]
+        nearest = rows.loc[miss.groupby(rows["seed"], dropna=False).idxmin()]
         fired = nearest.merge(frequencies, on=["arm", "eval_set"])["frequency"]
         counts = [
             np.histogram(np.log10(f[f > 0]).clip(edges[0], edges[-1]), edges)[0]

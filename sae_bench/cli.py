@@ -103,7 +103,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=(),
         metavar="SAE",
-        help="finished SAEs in any known format, to measure beside the trained ones",
+        help="finished SAEs in any known format, or folders of them, each measured at the site it "
+        "names, beside the trained ones",
     )
     grid.add_argument(
         "--checkpoint-minutes",

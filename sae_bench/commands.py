@@ -25,17 +25,18 @@ from sae_bench.files import check_writable, write_atomically, write_table
 from sae_bench.hub_upload import push_to_hub
 from sae_bench.loading import check_target, load_sae, save_sae
 from sae_bench.noise import gradient_noise, standard
-from sae_bench.released import FINGERPRINT, Released
+from sae_bench.released import FINGERPRINT, Released, released_at
 from sae_bench.report import Section, report
 from sae_bench.results import Results, is_published, published_tables
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.status import STATES, status
-from sae_bench.store import RELEASED
-from sae_bench.study import chosen_parts, study
+from sae_bench.store import NO_ARMS, RELEASED
+from sae_bench.study import chosen_parts, grids_of, study
 from sae_bench.suite import Suite
 
 SHOWN = {
     "series": "arm",
+    "released": "SAE",
     "setting": "setting",
     "seed": "seed",
     "l0": "L0",
@@ -72,10 +73,16 @@ def _shown(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
 
 
 def planned(arms: Sequence[Arm | Released]) -> str:
-    """The arms of a run before it, as they are shown on the screen."""
+    """The arms of a run before it, as they are shown on the screen.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not arms:
+        raise InputError(NO_ARMS)
     table = pd.DataFrame([{**arm.columns(), "skipped": arm.objection or ""} for arm in arms])
-    columns = {"arm": "key", "series": "arm", "setting": "setting", "d_sae": "d_sae"}
-    return _shown(table, {**columns, "seed": "seed", "skipped": "skipped"})
+    columns = {"arm": "key", "series": "arm", "released": "SAE", "setting": "setting"}
+    return _shown(table, {**columns, "d_sae": "d_sae", "seed": "seed", "skipped": "skipped"})
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -128,11 +135,14 @@ def run_grid(arguments: argparse.Namespace) -> None:
     preset = preset.replace(data=preset.data.replace(**changes))
     if arguments.d_sae is not None:
         preset = preset.replace(d_sae=arguments.d_sae)
+    released = [each for path in arguments.released for each in released_at(path)]
+    if arguments.site is None:
+        preset = preset.measuring(sorted({each.site for each in released if each.site}))
     parts = chosen_parts(preset, arguments.parts)
-    released = [Released(path) for path in arguments.released]
     if arguments.dry_run or arguments.cost is not None:
+        grids = grids_of(chosen, parts, released)
         for name, part in parts.items():
-            lines = [name, planned([*chosen.arms(part), *released])]
+            lines = [name, planned(grids[name])]
             if arguments.cost is not None:
                 lines.append(str(Cost.of(chosen.arms(part), part.data, arguments.cost)))
             print(*filter(None, lines), sep="\n")
@@ -309,7 +319,7 @@ def measure(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_table(arguments.out, table.drop(columns="frequency"))
-    print(summary(table))
+    print(summary(table.drop(columns="released")))
 
 
 def check(arguments: argparse.Namespace) -> int:

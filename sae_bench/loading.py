@@ -1,5 +1,6 @@
 """SAEs from disk or a hub, in any of the known formats, and back."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -93,6 +94,22 @@ def format_of(path: Path) -> Format:
         raise InputError(f"{path}: an arm of a run; its SAE is {inner}")
     known = "; ".join(f"{name}: {each.files}" for name, each in FORMATS.items())
     raise InputError(f"{path}: no SAE in a known format ({known})")
+
+
+def saes_below(folder: Path) -> list[Path]:
+    """What `load_sae` takes at a folder and below it, sorted: folders that are an SAE, and files
+    that are one each. Hidden folders, links to folders, and what lies below an SAE are left out."""
+    found = []
+    for name, inner, files in os.walk(folder):
+        here = Path(name)
+        claimed = [here / file for file in files if _claimant(here / file)]
+        if len(claimed) < 2 and _claimant(here):
+            found.append(here)
+            inner.clear()
+        else:
+            found += claimed
+            inner[:] = [each for each in inner if not each.startswith(".")]
+    return sorted(found)
 
 
 def _claimant(path: Path) -> Format | None:

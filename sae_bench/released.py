@@ -1,9 +1,10 @@
 """SAEs that are finished already, as arms: measured beside trained ones, never trained."""
 
 import hashlib
+import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from sae_bench.arm import slot_columns
 from sae_bench.components import digest
 from sae_bench.errors import InputError
 from sae_bench.hub import is_repo
-from sae_bench.loading import load_sae
+from sae_bench.loading import load_sae, saes_below
 from sae_bench.sae import SparseAutoencoder
 
 FINGERPRINT = "model_fingerprint"
@@ -31,6 +32,7 @@ class Released:
     Args:
         path: what `load_sae` takes.
         name: the line in figures that it belongs to.
+        loaded: the SAE that lies there, if it is at hand.
 
     Raises:
         InputError: no such SAE, or no name.
@@ -39,13 +41,19 @@ class Released:
     path: str | Path
     name: str = "released"
     sae: SparseAutoencoder = field(init=False, repr=False, compare=False)
+    loaded: InitVar[SparseAutoencoder | None] = None
 
     objection: ClassVar[None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, loaded: SparseAutoencoder | None) -> None:
         if not (isinstance(self.name, str) and self.name):
             raise InputError(f"Released: name must be text, got {self.name!r:.40}")
-        object.__setattr__(self, "sae", load_sae(self.path))
+        object.__setattr__(self, "sae", load_sae(self.path) if loaded is None else loaded)
+
+    @property
+    def site(self) -> str | None:
+        """The site that it says it belongs to."""
+        return self.sae.provenance.get("site")
 
     @cached_property
     def _digest(self) -> str:
@@ -77,10 +85,13 @@ class Released:
         return {
             "arm": self.key,
             "series": self.name,
+            "released": str(self.path),
             "setting": self.key,
-            "architecture": type(self.sae).__name__.removesuffix("SAE"),
+            "architecture": _architecture(self.sae),
             **slot_columns(self.sae.slots, self.sae.d_sae),
             "d_sae": self.sae.d_sae,
+            "seed": math.nan,
+            "train_tokens": math.nan,
         }
 
     def check_source(self, d_in: int, source: Mapping[str, Any]) -> None:
@@ -95,7 +106,7 @@ class Released:
             InputError: another width, or it says that it belongs to another site, or to what is
                 certainly another model: by its weights, or by its name on the hub.
         """
-        own, site = self.sae.provenance.get("site"), source.get("site")
+        own, site = self.site, source.get("site")
         if self.sae.d_in != d_in:
             raise InputError(
                 f"{self.path}: reads activations of width {self.sae.d_in}, these have {d_in}"
@@ -127,3 +138,58 @@ class Released:
                 f"{found}; if that is meant, give it that model with `sae-bench convert --model`"
             )
         warnings.warn(f"{found}, which may be another one", stacklevel=4)
+
+
+def released_at(path: str | Path) -> list[Released]:
+    """The SAE at a path, or all SAEs in a folder that is none itself: `saes_below`. Those of one
+    architecture and width are one line in figures, which begins with the folder's name, so that
+    other folders have lines of their own.
+
+    Raises:
+        InputError: there is none, or one of them cannot be read.
+    """
+    folder = Path(path)
+    found = saes_below(folder) if folder.is_dir() else []
+    if found in ([], [folder]):
+        return [Released(path)]
+    made = []
+    for each in found:
+        sae = load_sae(each)
+        kind = f"{_architecture(sae)}, {sae.d_sae} latents"
+        made.append(Released(each, f"{folder.resolve().name}: {kind}", sae))
+    return made
+
+
+def by_part(
+    released: Iterable[Released], sites: Mapping[str, str | None]
+) -> dict[str, list[Released]]:
+    """The SAEs that each part of a run measures: those of its site, and where all parts have one
+    site those that do not say theirs.
+
+    Args:
+        released: all of them.
+        sites: site of each part, by name; None where activations have none.
+
+    Raises:
+        InputError: an SAE says a site that no part has, or none where parts differ in theirs.
+    """
+    released, places = list(released), set(sites.values())
+    for each in released:
+        if each.site is None and len(places) > 1:
+            raise InputError(
+                f"{each.path}: does not say its site, and the parts have {len(places)}; choose "
+                "parts of one, or name it with `sae-bench convert --site`"
+            )
+        if each.site is not None and not places & {each.site, None}:
+            raise InputError(
+                f"{each.path}: belongs to {each.site}, the activations are of "
+                f"{', '.join(sorted(map(str, places)))}; measure it in a run of its own site"
+            )
+    return {
+        part: [each for each in released if None in (each.site, site) or each.site == site]
+        for part, site in sites.items()
+    }
+
+
+def _architecture(sae: SparseAutoencoder) -> str:
+    return type(sae).__name__.removesuffix("SAE")

@@ -9,6 +9,7 @@ import pandas as pd
 
 from sae_bench.ablation import Ablation
 from sae_bench.results import Results
+from sae_bench.store import RELEASED
 
 HEAD = """# Report
 
@@ -55,16 +56,20 @@ class Section:
     def _made(self) -> Iterator[str]:
         table = self.results.table
         arms = table.drop_duplicates("arm")
-        yield f"- {_command(self.ablation, set(arms['arm']))}"
+        trained = arms[arms["status"] != RELEASED]
+        yield f"- {_command(self.ablation, set(trained['arm']))}"
         counts = arms["status"].value_counts()
         shown = ", ".join(f"{count} {status}" for status, count in counts.items())
-        seeds = sorted(arms["seed"].dropna().astype(int).unique())
-        yield f"- {len(arms)} arms ({shown}), seeds {', '.join(map(str, seeds))}"
-        tokens = sorted(arms["train_tokens"].dropna().astype(int).unique())
-        yield (
-            f"- training tokens of an arm: {', '.join(f'{n:,}' for n in tokens)}; "
-            f"{_hours(arms['seconds'])} of training steps in all"
-        )
+        if trained.empty:
+            yield f"- {len(arms)} SAEs ({shown}), none of them trained here"
+        else:
+            seeds = sorted(trained["seed"].astype(int).unique())
+            yield f"- {len(arms)} arms ({shown}), seeds {', '.join(map(str, seeds))}"
+            tokens = sorted(trained["train_tokens"].astype(int).unique())
+            yield (
+                f"- training tokens of an arm: {', '.join(f'{n:,}' for n in tokens)}; "
+                f"{_hours(trained['seconds'])} of training steps in all"
+            )
         for column, words in (("tokens", "tokens measured"), ("lm_tokens", "scored by the model")):
             if column in table and (sizes := table[column].dropna().astype(int).unique()).size:
                 yield f"- {words}: {', '.join(f'{n:,}' for n in sorted(sizes))}"

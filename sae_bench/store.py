@@ -46,6 +46,7 @@ SPECIFIED = {"version": int, "inputs": dict, "arms": dict, "skipped": dict}
 """What every version of a specification has."""
 TRAINED, FAILED, SKIPPED, MISSING = "trained", "failed", "skipped", "missing"
 RELEASED = "released"
+NO_ARMS = "run: no arms were given, neither to train nor released"
 DONE = (TRAINED, RELEASED)
 """Status of arms that have an SAE."""
 ENDED = ("status", "reason", "activation_scale", "seconds")
@@ -400,7 +401,7 @@ def _remedy(name: str, outcome: Mapping[str, Any]) -> str:
 
 def _check_twins(arms: Sequence[Arm | Released]) -> None:
     if not arms:
-        raise InputError("run: no arms were given")
+        raise InputError(NO_ARMS)
     seen: dict[str, Arm | Released] = {}
     for arm in arms:
         if (first := seen.get(arm.key)) is not None:

@@ -12,7 +12,7 @@ from sae_bench.checkpoints import EVERY
 from sae_bench.components import digest
 from sae_bench.errors import InputError
 from sae_bench.files import read_record, write_record, write_table
-from sae_bench.released import Released
+from sae_bench.released import Released, by_part
 from sae_bench.results import FURTHER, Results
 from sae_bench.run import run
 from sae_bench.store import RunFolder
@@ -40,18 +40,17 @@ def study(
     released: Iterable[Released] = (),
     checkpoint_every: float = EVERY,
 ) -> Results:
-    """Trains and measures what is missing of every part, and returns the tables of all.
+    """Trains and measures what is missing of every part, and returns the tables of all. Released
+    SAEs are measured in the parts of their site (`by_part`).
 
     A part's run folder is `out`/NAME, or `out` itself if it has no name. All folders are checked
     before any activation is computed.
 
     Raises:
-        InputError: as `run`.
+        InputError: as `run` and `by_part`.
     """
     folders = {name: out / name for name in parts}
-    grids: dict[str, list[Arm | Released]] = {
-        name: [*chosen.arms(part), *released] for name, part in parts.items()
-    }
+    grids = grids_of(chosen, parts, released)
     for name, part in parts.items():
         RunFolder(folders[name]).check(grids[name], {"data": part.data})
         RunFolder(folders[name]).checkpoints({}, checkpoint_every)
@@ -73,6 +72,19 @@ def study(
         for key, measure in chosen.further.items():
             _keep(key, measure, finished)
     return Results.read(out)
+
+
+def grids_of(
+    chosen: Ablation, parts: Mapping[str, Preset], released: Iterable[Released]
+) -> dict[str, list[Arm | Released]]:
+    """The arms of each part, and the finished SAEs that are measured beside them.
+
+    Raises:
+        InputError: as `by_part`.
+    """
+    sites = {name: getattr(part.data, "site", None) for name, part in parts.items()}
+    beside = by_part(released, sites)
+    return {name: [*chosen.arms(part), *beside[name]] for name, part in parts.items()}
 
 
 def _data(part: Preset) -> list[Origin]:

@@ -13,7 +13,8 @@ from ablations import paper
 from ablations._paper_figures import (
     CURVES,
     FIGURES,
-    FOUR,
+    FIVE,
+    RELU,
     SITES,
     paper_points,
     placed,
@@ -21,12 +22,13 @@ from ablations._paper_figures import (
     ratios,
 )
 from ablations._paper_plots import BEHIND, RUN, draw
+from ablations._paper_runs import bandwidths, figures_of_run
 from ablations._paper_schematics import THETA, Toy, pseudo_derivatives
 from sae_bench.ablation import Finished
 from sae_bench.cache import ActivationCache
 from sae_bench.errors import InputError
 from sae_bench.kernels import Rectangle, Triangle
-from sae_bench.plots import COLOURS
+from sae_bench.plots import COLOURS, MARKERS
 from sae_bench.results import Results
 
 PRESET = paper.PRESETS["smollm2"]
@@ -46,7 +48,7 @@ def test_every_curve_of_the_paper_has_its_panel(reference: dict[str, Figure]) ->
     """Whatever is in the file is drawn, and every panel but those that were not read has curves."""
     for figure in FIGURES:
         here = POINTS[POINTS["figure"] == figure.number]
-        assert set(here["series"]) == {series.paper for series in figure.series}
+        assert set(here["series"]) == {series.paper for series in figure.series if series.paper}
         assert set(here["place"]) == set(figure.places)
         panels = {(row.site, row.y.column) for row in figure.rows}
         assert set(zip(here["site"], here["measure"], strict=True)) == panels
@@ -111,8 +113,9 @@ def test_axes_are_those_of_the_paper(reference: dict[str, Figure]) -> None:
 
 
 def test_an_architecture_has_its_colour() -> None:
-    for series, name in zip(FOUR, ("Gated", "GatedRIL1", "JumpReLU", "TopK"), strict=True):
-        assert series.look.color == COLOURS[name]
+    names = ("Gated", "GatedRIL1", "JumpReLU", "TopK", "ReLU")
+    for series, name in zip(FIVE, names, strict=True):
+        assert series.look == (COLOURS[name], MARKERS[name], "-")
     for figure in FIGURES:
         assert len({series.look.color for series in figure.series}) == len(figure.series)
 
@@ -126,7 +129,7 @@ def made_up() -> pd.DataFrame:
     for part, settings in preset.parts().items():
         for index, arm in enumerate(paper.arms(settings)):
             l0 = (120.0, 60.0, 30.0)[index // 2 % 3] * (1 + 0.1 * arm.seed)
-            extra = {"Gated": 2.0, "GatedRIL1": 3.0, "TopK": 1.5}.get(arm.name, 1.0)
+            extra = {"Gated": 2.0, "GatedRIL1": 3.0, "TopK": 1.5, "ReLU": 4.0}.get(arm.name, 1.0)
             rows.append(
                 {**arm.columns(), "part": part, "site": settings.data.site, "status": "trained"}
                 | {"l0": l0, "fvu": 1 / l0, "delta_lm_loss": extra / l0, "dead": 0.25}
@@ -148,7 +151,46 @@ def test_points_are_means_over_seeds_in_the_figures_units() -> None:
     assert loss["layer"].tolist() == [6] * 3 + [14] * 3 + [22] * 3
     assert set(points[points["measure"] == "dead"]["y"]) == {25.0}
     assert set(points[points["measure"] == "above_10pct"]["y"]) == {12.5}
-    assert len(points[points["figure"] == 12]) == 3 * 3 * 4 * 3
+    assert len(points[points["figure"] == 12]) == 3 * 3 * 5 * 3
+
+
+def test_relu_has_a_curve_where_the_paper_has_none() -> None:
+    points = points_of(TABLE)
+    relu = points[points["series"] == RELU.key]
+    assert set(relu["figure"]) == {2, 5, 10, 11, 12, 13}
+    assert RELU.key not in set(POINTS["series"])
+    for number in sorted(set(relu["figure"])):
+        drawn = draw(BY_NUMBER[number], {BEHIND: POINTS, RUN: points})
+        for axes in drawn.axes:
+            (line,) = (line for line in axes.lines if line.get_color() == COLOURS["ReLU"])
+            assert (line.get_label(), line.get_linestyle()) == ("ReLU + L1", "-")
+
+
+def test_one_curve_a_bandwidth() -> None:
+    """Three settings or, of the one in all other figures, as many as there are."""
+    table = TABLE.assign(recon_loss=TABLE["fvu"])
+    (figure,) = bandwidths(table)
+    assert [series.name.split(" = ")[1] for series in figure.series] == [
+        "0.002",
+        "0.006",
+        "0.02",
+        "0.06",
+        "0.2",
+    ]
+    points = points_of(table, [figure])
+    assert points.groupby("series", sort=False).size().tolist() == [2, 2, 3, 2, 2]
+    (axes,) = draw(figure, {RUN: points}).axes
+    colours = [line.get_color() for line in axes.lines]
+    assert colours[2] == COLOURS["JumpReLU"]
+    assert len(set(colours)) == 5
+    assert not list(bandwidths(table[table["part"] != "variants"]))
+
+
+def test_other_bandwidths_are_in_no_other_figure() -> None:
+    swept = TABLE["kernel"].str.contains(r"Rectangle\(0\.(?:002|006|06|2)\)", na=False)
+    assert swept.sum() == 4 * 2 * 2
+    table = TABLE.assign(recon_loss=TABLE["fvu"])
+    pd.testing.assert_frame_equal(points_of(table), points_of(table[~swept]))
 
 
 def test_variants_are_told_apart() -> None:
@@ -174,7 +216,7 @@ def test_one_layer_stands_in_the_middle_and_four_are_refused() -> None:
     one = TABLE[TABLE["site"].str.startswith("layers.14.")]
     assert set(placed(one)["place"]) == {1}
     more = TABLE.assign(site="layers.3.resid_post")
-    with pytest.raises(InputError, match="3 layers, the table 4") as caught:
+    with pytest.raises(InputError, match="3 layers, the run 4") as caught:
         points_of(pd.concat([TABLE, more]))
     assert "\n" not in str(caught.value)
 
@@ -207,12 +249,44 @@ def test_figures_and_answer_of_a_run() -> None:
     results = Results(TABLE, rates, {"reconstruction": recon})
     drawn = paper.figures(results)
     numbers = (1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14, 17)
-    assert set(drawn) == {f"figure_{number:02d}" for number in numbers}
+    assert set(drawn) == {f"figure_{number:02d}" for number in numbers} | {"bandwidth"}
     said = paper.answer(results).splitlines()
     assert len(said) == 4
     assert said[1].startswith(
         "  Residual: Gated 2.00 [1.16], 2.00 [1.42], 2.00 [1.31]; Gated RI-L1"
     )
+    assert said[1].endswith("; ReLU + L1 4.00, 4.00, 4.00.")
+
+
+def test_variants_alone() -> None:
+    """No histograms: none of the compared lines is there."""
+    table = TABLE[TABLE["part"] == "variants"].assign(recon_loss=0.5)
+    rates = table[["arm", "eval_set"]].assign(frequency=[[0.5, 0.0]] * len(table))
+    drawn = figures_of_run(Results(table, rates))
+    assert set(drawn) == {"figure_08", "figure_09", "figure_17", "bandwidth"}
+
+
+def test_released_saes_have_curves_of_their_own() -> None:
+    """In the colour of their architecture, and another one where that is taken at a site."""
+    rows = TABLE[(TABLE["part"] == "layers.14.resid_post") & (TABLE["architecture"] == "JumpReLU")]
+    own = {"status": "released", "penalty": "NoPenalty", "seed": float("nan"), "kernel": ""}
+    wide, narrow = (
+        rows.assign(**own, series=f"theirs: JumpReLU, {d_sae} latents") for d_sae in (9, 4)
+    )
+    narrow = narrow.assign(arm=narrow["arm"] + "-narrow")
+    late = narrow.assign(part="layers.22.resid_post", site="layers.22.resid_post", series="z")
+    table = pd.concat([TABLE, wide, narrow, late])
+    rates = table[["part", "arm", "eval_set"]].assign(frequency=[[0.5, 0.01]] * len(table))
+    drawn = figures_of_run(Results(table, rates))
+    lines = {line.get_label(): line for line in drawn["figure_02"].axes[1].lines}
+    first, second = (lines[f"theirs: JumpReLU, {d_sae} latents"] for d_sae in (4, 9))
+    assert first.get_color() == lines["JumpReLU"].get_color() == COLOURS["JumpReLU"]
+    assert second.get_color() not in COLOURS.values()
+    (third,) = (line for line in drawn["figure_02"].axes[2].lines if line.get_label() == "z")
+    assert third.get_color() == COLOURS["JumpReLU"]
+    assert len({first.get_marker(), second.get_marker(), lines["JumpReLU"].get_marker()}) == 3
+    _, labels = drawn["figure_14"].axes[1].get_legend_handles_labels()
+    assert sum(label.startswith("theirs") for label in labels) == 2
 
 
 def test_reconstruction_loss_is_of_the_second_moment(tmp_path: Path) -> None:
@@ -232,8 +306,8 @@ def test_nine_sites_and_the_variants() -> None:
     parts = PRESET.parts()
     assert len(parts) == 10
     made = {name: paper.arms(part) for name, part in parts.items()}
-    assert {len(arms) for name, arms in made.items() if name != "variants"} == {20}
-    assert len(made["variants"]) == 25
+    assert {len(arms) for name, arms in made.items() if name != "variants"} == {25}
+    assert len(made["variants"]) == 25 + 4 * 3
     for arms in made.values():
         assert len({arm.key for arm in arms}) == len(arms)
         assert not any(arm.objection for arm in arms)

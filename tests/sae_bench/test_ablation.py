@@ -32,15 +32,17 @@ def refusal(spec: str) -> str:
 
 def test_the_built_in_ones_are_complete() -> None:
     assert "quickstart" in ablation.names()
+    untrained = set()
     for name in ablation.names():
         loaded = ablation.load(name)
         assert loaded.name == name
         assert loaded.question.split("\n")[0].endswith("?")
         for preset in loaded.presets.values():
             arms = loaded.arms(preset)
-            assert arms
+            untrained |= set() if arms else {name}
             assert len({arm.key for arm in arms}) == len(arms)
             assert from_record(type(preset), json.loads(json.dumps(preset.record()))) == preset
+    assert untrained == {"released"}
 
 
 def test_a_file_of_one_s_own(file: Path) -> None:

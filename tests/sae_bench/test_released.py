@@ -16,7 +16,7 @@ from sae_bench.errors import InputError
 from sae_bench.evaluate import evaluate
 from sae_bench.loading import load_sae, save_sae
 from sae_bench.penalties import L1
-from sae_bench.released import Released
+from sae_bench.released import Released, by_part, released_at
 from sae_bench.run import run
 from sae_bench.store import RunFolder
 from sae_bench.train import Trainee
@@ -222,3 +222,74 @@ def test_a_new_name(
 def test_no_such_sae(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
         Released(tmp_path / "nowhere")
+
+
+# -- folders of them ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two files, an SAE of a folder, and one in a hidden folder."""
+    place = tmp_path / "many"
+    for index in (0, 1):
+        save_sae(random_sae(JumpReLUSAE, index), place / f"layer_{index}" / "a.npz", "gemma-scope")
+        save_sae(random_sae(JumpReLUSAE, 2 + index), place / f"{index}.npz", "gemma-scope")
+    save_sae(random_sae(TopKSAE), place / "topk", "saelens")
+    save_sae(random_sae(ReLUSAE), place / ".hidden", "saelens")
+    return place
+
+
+def test_a_folder_stands_for_all_in_it(folder: Path) -> None:
+    found = released_at(folder)
+    names = [Path(each.path).relative_to(folder).as_posix() for each in found]
+    assert names == ["0.npz", "1.npz", "layer_0/a.npz", "layer_1/a.npz", "topk"]
+    jump, topk = "many: JumpReLU, 48 latents", "many: TopK, 48 latents"
+    assert [each.name for each in found] == [jump] * 4 + [topk]
+    for each in found:
+        assert each.key == Released(each.path).key
+
+
+def test_one_sae_is_itself(folder: Path) -> None:
+    for path in (folder / "topk", folder / "0.npz", str(folder / "topk")):
+        (found,) = released_at(path)
+        assert (found.path, found.name) == (path, "released")
+
+
+def test_a_folder_of_none(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "x.txt").write_text("x")
+    with pytest.raises(InputError, match="no SAE in a known format") as caught:
+        released_at(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_one_among_them_is_named(folder: Path) -> None:
+    (folder / "1.npz").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"many/1\.npz"):
+        released_at(folder)
+
+
+def sited(file: Path, site: str | None) -> Released:
+    released = Released(file, f"of {site}")
+    released.sae.provenance = {"site": site}
+    return released
+
+
+def test_each_part_has_those_of_its_site(file: Path) -> None:
+    one, other, nowhere = (sited(file, site) for site in ("a", "b", None))
+    assert by_part([one, other], {"first": "a", "second": "b", "again": "a", "third": "c"}) == {
+        "first": [one],
+        "second": [other],
+        "again": [one],
+        "third": [],
+    }
+    assert by_part([one, nowhere], {"": "a"}) == {"": [one, nowhere]}
+    assert by_part([one, nowhere], {"": None}) == {"": [one, nowhere]}  # a tensor
+
+
+def test_no_part_for_it(file: Path) -> None:
+    parts = {"first": "a", "second": "c"}
+    with pytest.raises(InputError, match=f"^{file}: belongs to b, the activations are of a, c; "):
+        by_part([sited(file, "b")], parts)
+    with pytest.raises(InputError, match=f"^{file}: does not say its site, and the parts have 2; "):
+        by_part([sited(file, None)], parts)
