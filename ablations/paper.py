@@ -47,6 +47,8 @@ from ablations._paper_figures import (
 )
 from ablations._paper_plots import BEHIND, PAPER, RUN, draw, histograms
 from ablations._paper_schematics import schematics
+from ablations._paper_setting import ORIGIN, RECIPE, as_published
+from ablations._paper_setting import TUNED as PUBLISHED
 from ablations.factorial import STUDY as FACTORIAL
 from architectures import JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
@@ -121,17 +123,33 @@ class Paper(Preset):
     def _at(self, site: str) -> "Paper":
         return self.replace(data=self.data.replace(site=site))
 
+    def line(self, name: str) -> tuple[Line, Tuned]:
+        """A line, and what was tuned for it."""
+        return (MAIN | VARIANTS)[name], TRAINED[name]
+
+
+@dataclass(frozen=True)
+class AsPublished(Paper):
+    """The same lines with the paper's numbers."""
+
+    def line(self, name: str) -> tuple[Line, Tuned]:
+        """A line as published."""
+        return as_published(name, super().line(name)[0]), PUBLISHED
+
 
 PRESETS = {
     "smollm2": Paper(data=FACTORIAL.data, d_sae=FACTORIAL.d_sae, recipe=FACTORIAL.recipe),
+    "gemma-2-9b": AsPublished(
+        data=ORIGIN, d_sae=2**17, recipe=RECIPE, layers=(9, 20, 31), settings=(0, 1, 2, 3, 4, 5)
+    ),
 }
 
 
 def arms(preset: Paper) -> list[Arm]:
     """Every line over its settings and seeds."""
-    made, known = [], {**MAIN, **VARIANTS}
+    made = []
     for name in preset.lines:
-        line, tuned = known[name], TRAINED[name]
+        line, tuned = preset.line(name)
         recipe = preset.recipe.replace(lr=tuned.lr, threshold_lr=tuned.threshold_lr)
         common: dict[str, Any] = {"d_sae": preset.d_sae, "recipe": recipe, "seed": preset.seeds}
         for index in preset.settings:

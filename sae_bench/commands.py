@@ -31,7 +31,7 @@ from sae_bench.results import Results, is_published, published_tables
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.status import STATES, status
 from sae_bench.store import RELEASED
-from sae_bench.study import chosen_parts, study
+from sae_bench.study import chosen_arms, chosen_parts, study
 from sae_bench.suite import Suite
 
 SHOWN = {
@@ -131,11 +131,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
     parts = chosen_parts(preset, arguments.parts)
     released = [Released(path) for path in arguments.released]
     if arguments.dry_run or arguments.cost is not None:
-        for name, part in parts.items():
-            lines = [name, planned([*chosen.arms(part), *released])]
-            if arguments.cost is not None:
-                lines.append(str(Cost.of(chosen.arms(part), part.data, arguments.cost)))
-            print(*filter(None, lines), sep="\n")
+        _plan(chosen, parts, released, arguments)
         return
     results = study(
         chosen,
@@ -143,6 +139,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
         arguments.out,
         device=arguments.device,
         released=released,
+        keys=arguments.arms,
         checkpoint_every=60 * arguments.checkpoint_minutes,
     )
     print(summary(results.table))
@@ -151,6 +148,26 @@ def run_grid(arguments: argparse.Namespace) -> None:
         print(verdict)
     for name in parts:
         print(f"table: {arguments.out / name / 'table.csv'}")
+
+
+def _plan(
+    chosen: ablation.Ablation,
+    parts: Mapping[str, ablation.Preset],
+    released: Sequence[Released],
+    arguments: argparse.Namespace,
+) -> None:
+    """Arms part by part and, where the width is given or known, what they cost."""
+    costs = []
+    for name, part in parts.items():
+        arms = chosen_arms(chosen.arms(part), arguments.arms)
+        lines = [name, planned([*arms, *released])]
+        width = part.data.width if arguments.cost is None else arguments.cost
+        if width is not None:
+            costs.append((part.data, Cost.of(arms, part.data, width)))
+            lines.append(str(costs[-1][1]))
+        print(*filter(None, lines), sep="\n")
+    if len(costs) > 1:
+        print(f"all parts together\n{Cost.total(costs)}")
 
 
 def _save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:

@@ -31,6 +31,20 @@ def chosen_parts(preset: Preset, names: Iterable[str] = ()) -> dict[str, Preset]
     return {name: parts[name] for name in names or parts}
 
 
+def chosen_arms(arms: Iterable[Arm], keys: Iterable[str] = ()) -> list[Arm]:
+    """Arms by their keys; all, if none are named.
+
+    Raises:
+        InputError: there is no such arm.
+    """
+    arms, keys = list(arms), list(keys)
+    known = {arm.key: arm for arm in arms}
+    for key in keys:
+        if key not in known:
+            raise InputError(f"unknown arm {key!r}; --dry-run lists the keys of a part's arms")
+    return [known[key] for key in keys] if keys else arms
+
+
 def study(
     chosen: Ablation,
     parts: Mapping[str, Preset],
@@ -38,6 +52,7 @@ def study(
     *,
     device: str | None = None,
     released: Iterable[Released] = (),
+    keys: Iterable[str] = (),
     checkpoint_every: float = EVERY,
 ) -> Results:
     """Trains and measures what is missing of every part, and returns the tables of all.
@@ -45,12 +60,22 @@ def study(
     A part's run folder is `out`/NAME, or `out` itself if it has no name. All folders are checked
     before any activation is computed.
 
+    Args:
+        chosen: the ablation.
+        parts: of a preset of it.
+        out: folder of the runs.
+        device: where to train; None: the accelerator if there is one.
+        released: finished SAEs to measure beside the trained ones.
+        keys: of the arms that are wanted, the others stay as they are; none: all.
+        checkpoint_every: seconds of training between two checkpoints.
+
     Raises:
-        InputError: as `run`.
+        InputError: as `run`; a part has none of the arms that are wanted.
     """
+    keys, released = list(keys), list(released)
     folders = {name: out / name for name in parts}
     grids: dict[str, list[Arm | Released]] = {
-        name: [*chosen.arms(part), *released] for name, part in parts.items()
+        name: [*chosen_arms(chosen.arms(part), keys), *released] for name, part in parts.items()
     }
     for name, part in parts.items():
         RunFolder(folders[name]).check(grids[name], {"data": part.data})
@@ -61,7 +86,7 @@ def study(
         sets = {key: _held_out(caches[data]) for key, data in part.evaluation().items()}
         table = run(
             grids[name],
-            cache,
+            part.data.source(cache),
             sets or None,
             out=folders[name],
             device=device,
