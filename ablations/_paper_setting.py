@@ -17,6 +17,19 @@ Chosen here, as the paper does not say it:
   moments in float32. Pre-activations near a threshold of 0.03 have steps of 1e-4 then, a tenth of a
   window.
 - a buffer of 2^19 activations to shuffle in; s from the first 65,536 tokens.
+
+Cost (`sae-bench run paper --preset gemma-2-9b --dry-run`, at 4e14 FLOP/s): an arm takes 26 hours of
+a GPU, Gated 37, Gated RI-L1 42, attention a seventh more; the 24 arms of a site 783 hours, all 246
+8,160. 8B tokens of a site would be 57 TB; the held-out side, which stays, is 73 GB. The language
+model runs along, 22, 46 or 70 hours for layers 9, 20, 31, and again for every wave of arms that
+memory holds: beside it 2 arms with 80 GB, 7 with 141 GB, so 12 or 4 times for a site. Several GPUs
+share a site by its arms, in copies of the run's folder or an `--out` each:
+
+    sae-bench run paper --preset gemma-2-9b --parts layers.20.resid_post --dry-run     # the keys
+    sae-bench run paper --preset gemma-2-9b --parts layers.20.resid_post --arms KEY KEY
+
+The same without `--arms` trains what is missing, and nothing where all is there. None of it has
+been run.
 """
 
 from collections.abc import Mapping

@@ -20,6 +20,10 @@ are provisional: those of `_lines.py`, calibrated on the residual stream after l
 these sites. Gated (original) is trained without resampling, and TopK is exact where the paper's is
 approximate. 205 arms; at the factorial's pace about two hours on two cores.
 
+Preset `gemma-2-9b`: the paper's setting with its numbers (`_paper_setting.py`), the same parts with
+six settings a line, trained while Gemma runs beside them; `--dry-run` says what each part costs,
+`--parts` and `--arms` run it cell by cell.
+
 Reconstruction loss is FVU times the share of E||x||^2 that is variance on the held-out side.
 """
 
