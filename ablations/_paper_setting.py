@@ -23,7 +23,7 @@ a GPU, Gated 37, Gated RI-L1 42, attention a seventh more; the 24 arms of a site
 8,160. 8B tokens of a site would be 57 TB; the held-out side, which stays, is 73 GB. The language
 model runs along, 22, 46 or 70 hours for layers 9, 20, 31, and again for every wave of arms that
 memory holds: beside it 2 arms with 80 GB, 7 with 141 GB, so 12 or 4 times for a site. Several GPUs
-share a site by its arms, in copies of the run's folder or an `--out` each:
+share a site by its arms, each with its own `--out`, whose arms/ go into one folder afterwards:
 
     sae-bench run paper --preset gemma-2-9b --parts layers.20.resid_post --dry-run     # the keys
     sae-bench run paper --preset gemma-2-9b --parts layers.20.resid_post --arms KEY KEY

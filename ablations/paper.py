@@ -129,7 +129,7 @@ class Paper(Preset):
 
     def line(self, name: str) -> tuple[Line, Tuned]:
         """A line, and what was tuned for it."""
-        return (MAIN | VARIANTS)[name], TRAINED[name]
+        return {**MAIN, **VARIANTS}[name], TRAINED[name]
 
 
 @dataclass(frozen=True)

@@ -361,7 +361,7 @@ def test_an_arm_that_cannot_be_measured_leaves_the_others_theirs(
 def test_arms_that_no_memory_holds_together_are_measured_by_halves(
     cache: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = start(cache, tmp_path / "whole", lm_tokens=0)
+    whole = start(cache, tmp_path / "whole", ARMS[:5], lm_tokens=0)
     evaluate, train, sizes = MODULE.evaluate, MODULE.train_arms, list[int]()
 
     def small(saes: list[ReLUSAE], *arguments: Any, **options: Any) -> pd.DataFrame:
@@ -375,7 +375,7 @@ def test_arms_that_no_memory_holds_together_are_measured_by_halves(
 
     monkeypatch.setattr(MODULE, "evaluate", small)
     monkeypatch.setattr(MODULE, "train_arms", watched)
-    table = start(cache, tmp_path / "parted", lm_tokens=0)
+    table = start(cache, tmp_path / "parted", ARMS[:5], lm_tokens=0)
     assert sizes == [5, 2, 3, 1, 2]
     pd.testing.assert_frame_equal(
         table.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True
