@@ -65,16 +65,21 @@ def _ranked(k: float, tuned: Tuned) -> Mapping[str, Any]:
     return {"activation": TopK(int(k)), "aux": AuxK(k=512)}
 
 
+LINES = ("Gated", "Gated RI-L1", "JumpReLU + L0 (theta)", "TopK")
+"""The paper's four, at every site."""
+KERNELS = ("Triangle", "Epanechnikov", "Gaussian")
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "Gated": {"settings": (0.043, 0.068, 0.10, 0.13, 0.18, 0.24)},
     "Gated RI-L1": {"settings": (0.027, 0.044, 0.067, 0.094, 0.135, 0.18)},
     "TopK": {"settings": RANKS, "slots": _ranked},
     "TopK without AuxK": {"settings": RANKS},
     "JumpReLU + target L0": {"settings": RANKS},
+    LINES[2]: {"settings": LAMBDAS},
+    **{f"JumpReLU + L0, {kernel}": {"settings": LAMBDAS} for kernel in KERNELS},
 }
-"""What differs in the lines without a lambda of L0."""
+"""What differs in each line."""
 
 
 def as_published(name: str, line: Line) -> Line:
     """A line of `paper.py` with the settings that stand here."""
-    return replace(line, **CHANGES.get(name, {"settings": LAMBDAS}))
+    return replace(line, **CHANGES[name])

@@ -35,6 +35,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ablations import _paper_setting as published
 from ablations._attribution import attribution
 from ablations._lines import LINES, TUNED, Line, Slots, Tuned, jumping
 from ablations._paper_figures import (
@@ -51,8 +52,6 @@ from ablations._paper_figures import (
 )
 from ablations._paper_plots import BEHIND, PAPER, RUN, draw, histograms
 from ablations._paper_schematics import schematics
-from ablations._paper_setting import ORIGIN, RECIPE, as_published
-from ablations._paper_setting import TUNED as PUBLISHED
 from ablations.factorial import STUDY as FACTORIAL
 from architectures import JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
@@ -138,13 +137,18 @@ class AsPublished(Paper):
 
     def line(self, name: str) -> tuple[Line, Tuned]:
         """A line as published."""
-        return as_published(name, super().line(name)[0]), PUBLISHED
+        return published.as_published(name, super().line(name)[0]), published.TUNED
 
 
 PRESETS = {
     "smollm2": Paper(data=FACTORIAL.data, d_sae=FACTORIAL.d_sae, recipe=FACTORIAL.recipe),
     "gemma-2-9b": AsPublished(
-        data=ORIGIN, d_sae=2**17, recipe=RECIPE, layers=(9, 20, 31), settings=(0, 1, 2, 3, 4, 5)
+        data=published.ORIGIN,
+        d_sae=2**17,
+        recipe=published.RECIPE,
+        layers=(9, 20, 31),
+        lines=published.LINES,
+        settings=(0, 1, 2, 3, 4, 5),
     ),
 }
 
