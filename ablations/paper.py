@@ -31,6 +31,10 @@ two and a half hours on two cores.
 SAEs that were finished elsewhere (`--released`) have curves of their own in figures 2, 5, 10 to 14
 and 16; `ablations/released.py` draws them without training any.
 
+Preset `gemma-2-9b`: the paper's setting with its numbers (`_paper_setting.py`), the same parts with
+six settings a line, trained while Gemma runs beside them; `--dry-run` says what each part costs,
+`--parts` and `--arms` run it cell by cell.
+
 Reconstruction loss is FVU times the share of E||x||^2 that is variance on the held-out side.
 """
 
@@ -42,6 +46,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ablations import _paper_setting as published
 from ablations._attribution import attribution
 from ablations._lines import LINES, TUNED, Line, Slots, Tuned, jumping
 from ablations._paper_figures import (
@@ -139,18 +144,40 @@ class Paper(Preset):
     def _at(self, site: str) -> "Paper":
         return self.replace(data=self.data.replace(site=site), bandwidths=())
 
+    def line(self, name: str) -> tuple[Line, Tuned]:
+        """A line, and what was tuned for it."""
+        return {**MAIN, **VARIANTS}[name], TRAINED[name]
+
+
+@dataclass(frozen=True)
+class AsPublished(Paper):
+    """The same lines with the paper's numbers."""
+
+    def line(self, name: str) -> tuple[Line, Tuned]:
+        """A line as published."""
+        return published.as_published(name, super().line(name)[0]), published.TUNED
+
 
 PRESETS = {
     "smollm2": Paper(data=FACTORIAL.data, d_sae=FACTORIAL.d_sae, recipe=FACTORIAL.recipe),
+    "gemma-2-9b": AsPublished(
+        data=published.ORIGIN,
+        d_sae=2**17,
+        recipe=published.RECIPE,
+        layers=(9, 20, 31),
+        lines=published.LINES,
+        settings=(0, 1, 2, 3, 4, 5),
+        bandwidths=(),
+    ),
 }
 
 
 def arms(preset: Paper) -> list[Arm]:
     """Every line over its settings and seeds; JumpReLU's with every bandwidth over half of them."""
-    known = {**MAIN, **VARIANTS}
-    asked = [(known[name], TRAINED[name], preset.settings) for name in preset.lines]
+    asked = [(*preset.line(name), preset.settings) for name in preset.lines]
     for width in preset.bandwidths:
-        asked.append((MAIN[THETA], TRAINED[THETA].replace(bandwidth=width), preset.settings[::2]))
+        line, tuned = preset.line(THETA)
+        asked.append((line, tuned.replace(bandwidth=width), preset.settings[::2]))
     common = (preset.d_sae, preset.recipe, preset.seeds)
     return [
         arm

@@ -249,9 +249,9 @@ def answer(results: Results) -> str:
     said += ["What straight-through gradients to the input change:", *paths(table, OUTCOMES)]
     said += [
         _recovery(table),
-        "A dead latent finds nothing: nothing here revives them, in any cell. Not decided: how many "
-        "would be found with that, other sparsities and sizes of the dictionary, features that "
-        "fire together or differ in scale, and learning rates tuned for this data.",
+        "A dead latent finds nothing: nothing here revives them, in any cell. Not decided: how "
+        "many would be found with that, other sparsities and sizes of the dictionary, features "
+        "that fire together or differ in scale, and learning rates tuned for this data.",
     ]
     return "\n".join(said)
 

@@ -39,6 +39,8 @@ from sae_bench.modules import load_file
 from sae_bench.recipe import Recipe
 from sae_bench.results import Results
 from sae_bench.sae import SparseAutoencoder
+from sae_bench.shapes import SHAPES
+from sae_bench.source import ActivationSource
 from sae_bench.text import Text
 
 if TYPE_CHECKING:
@@ -54,13 +56,27 @@ class Origin(Component):
         """Tokens of the language-model evaluation."""
         return 0
 
+    @property
+    def width(self) -> int | None:
+        """d_in, where it is known before anything is loaded. Here: it is not."""
+        return None
+
     def stored(self, d_in: int) -> int:
         """Bytes of its activations on disk, held-out ones included. Here: none."""
         return 0
 
+    def streamed(self, tokens: int) -> float:
+        """FLOP of the language model while a wave of arms sees `tokens` tokens. Here: none, as the
+        activations were stored before."""
+        return 0.0
+
     @abstractmethod
     def cache(self, device: str | None = None) -> ActivationCache:
-        """The training activations, with a held-out side."""
+        """The training activations, or a sample of them, with a held-out side."""
+
+    def source(self, cache: ActivationCache) -> ActivationSource:
+        """What SAEs are trained on, in the units of `cache`, its own. Here: that cache."""
+        return cache
 
     def caches(
         self, wanted: Iterable["Origin"], device: str | None = None
@@ -86,6 +102,12 @@ class Data(Origin):
     dtype: str = "float32"
     model_dtype: str = "float32"
     lm_tokens: int = LM_TOKENS
+
+    @property
+    def width(self) -> int | None:
+        """That of the site in a model of known shape."""
+        shape = SHAPES.get(self.model)
+        return shape.width(self.site) if shape else None
 
     def stored(self, d_in: int) -> int:
         """Bytes of both sides in its dtype."""
@@ -161,7 +183,8 @@ class Finished:
         preset: of the part.
         table: of its run; `arm` names the arms.
         folder: of its run.
-        cache: that it was trained on; its held-out side is `cache.held_out`.
+        cache: that it was trained on, or a sample of it (`Origin.cache`), in the units of training;
+            its held-out side is `cache.held_out`.
         evaluation: its evaluation sets, by name; none where that side is the only one.
     """
 

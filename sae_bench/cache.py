@@ -30,7 +30,7 @@ from sae_bench.placement import DeviceRows, DiskRows, Placement, Rows, fitting, 
 from sae_bench.reading import DEFAULT_CONTEXT, Reading
 from sae_bench.shards import Columns, Shard, sum_of_squares
 from sae_bench.sites import resolve_site
-from sae_bench.source import ActivationSource
+from sae_bench.source import ActivationSource, checked_scale
 from sae_bench.text import Text, resolve_text
 
 BLOCK = 32  # rows of a shard that are fetched together; their order within the shard is random
@@ -281,10 +281,8 @@ class ActivationCache(ActivationSource):
         Raises:
             InputError: s is no positive number.
         """
-        if not (math.isfinite(s) and s > 0):
-            raise InputError(f"the activation scale must be a positive number, got {s}")
         changed = copy.copy(self)
-        changed._scale = float(s)
+        changed._scale = checked_scale(s)
         return changed
 
     def record(self) -> dict[str, Any]:

@@ -115,7 +115,18 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument(
         "--parts", nargs="+", default=(), metavar="PART", help="parts of it (default: all)"
     )
-    grid.add_argument("--dry-run", action="store_true", help="list the arms and stop")
+    grid.add_argument(
+        "--arms",
+        nargs="+",
+        default=(),
+        metavar="KEY",
+        help="arms of the parts, by the keys that --dry-run lists (default: all)",
+    )
+    grid.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the arms, say what they will cost if the model's widths are known, and stop",
+    )
     grid.add_argument(
         "--cost",
         type=int,

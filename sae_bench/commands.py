@@ -140,12 +140,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
         preset = preset.measuring(sorted({each.site for each in released if each.site}))
     parts = chosen_parts(preset, arguments.parts)
     if arguments.dry_run or arguments.cost is not None:
-        grids = grids_of(chosen, parts, released)
-        for name, part in parts.items():
-            lines = [name, planned(grids[name])]
-            if arguments.cost is not None:
-                lines.append(str(Cost.of(chosen.arms(part), part.data, arguments.cost)))
-            print(*filter(None, lines), sep="\n")
+        _plan(chosen, parts, released, arguments)
         return
     results = study(
         chosen,
@@ -153,6 +148,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
         arguments.out,
         device=arguments.device,
         released=released,
+        keys=arguments.arms,
         checkpoint_every=60 * arguments.checkpoint_minutes,
     )
     print(summary(results.table))
@@ -161,6 +157,27 @@ def run_grid(arguments: argparse.Namespace) -> None:
         print(verdict)
     for name in parts:
         print(f"table: {arguments.out / name / 'table.csv'}")
+
+
+def _plan(
+    chosen: ablation.Ablation,
+    parts: Mapping[str, ablation.Preset],
+    released: Sequence[Released],
+    arguments: argparse.Namespace,
+) -> None:
+    """Arms part by part and, where the width is given or known, what they cost."""
+    costs = []
+    grids = grids_of(chosen, parts, released, arguments.arms)
+    for name, part in parts.items():
+        lines = [name, planned(grids[name])]
+        width = part.data.width if arguments.cost is None else arguments.cost
+        if width is not None:
+            arms = [arm for arm in grids[name] if isinstance(arm, Arm)]
+            costs.append((part.data, Cost.of(arms, part.data, width)))
+            lines.append(str(costs[-1][1]))
+        print(*filter(None, lines), sep="\n")
+    if len(costs) > 1:
+        print(f"all parts together\n{Cost.total(costs)}")
 
 
 def _save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:

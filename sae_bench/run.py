@@ -1,7 +1,7 @@
 """Running a grid: train what is missing, evaluate what is missing, return the table."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sae_bench.released import FINGERPRINT, Released
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.source import ActivationSource
 from sae_bench.store import SKIPPED, RunFolder
+from sae_bench.train import Trained
 from sae_bench.train import train as train_arms
 
 
@@ -94,21 +95,21 @@ def run(
             folder.adopt(released)
         if cells := [arm for arm in missing if isinstance(arm, Arm)]:
             source = train.placed(device) if isinstance(train, ActivationCache) else train
-            train_arms(
-                cells,
-                source,
-                device=device,
-                finished=lambda ended: folder.keep(ended, train.scale, place),
-                checkpoints=checkpoints,
-            )
+
+            def kept(ended: Trained) -> None:
+                folder.keep(ended, train.scale, place)
+                ended.sae = None  # the arms to come need its memory
+
+            train_arms(cells, source, device=device, finished=kept, checkpoints=checkpoints)
         cells = [arm for arm in arms if isinstance(arm, Arm)]
         checkpoints.clear(arm for arm in cells if folder.is_trained(arm))
         unmeasured = [arm for arm in ahead if folder.is_trained(arm)]
         unmeasurable: dict[str, str] = {}
         if unmeasured:
-            saes = [folder.sae(arm, device) for arm in unmeasured]
             placed = {name: cache.placed(device) for name, cache in sets.items()}
-            found = _measured(saes, placed, lm_tokens, language_model)
+            found = _measured(
+                unmeasured, lambda arm: folder.sae(arm, device), placed, lm_tokens, language_model
+            )
             for arm, rows in zip(unmeasured, found, strict=True):
                 if isinstance(rows, str):
                     unmeasurable[arm.key] = f"not measured: {rows}"
@@ -120,23 +121,28 @@ def run(
 
 
 def _measured(
-    saes: Sequence[SparseAutoencoder],
+    arms: Sequence[Arm | Released],
+    load: Callable[[Arm | Released], SparseAutoencoder],
     sets: Mapping[str, ActivationCache],
     lm_tokens: int,
     language_model: LanguageModel | None,
 ) -> list[pd.DataFrame | str]:
-    """The metrics of each SAE, or why there are none: all in one pass or, if one of them fails or
-    memory runs out, one after the other."""
+    """The metrics of each arm, or why there are none: all in one pass or, if one of them fails or
+    memory runs out, one half after the other."""
     try:
-        rows = evaluate(saes, sets, lm_tokens=lm_tokens, language_model=language_model)
+        rows = evaluate(
+            [load(arm) for arm in arms], sets, lm_tokens=lm_tokens, language_model=language_model
+        )
+        return [rows[rows["sae"] == index].drop(columns="sae") for index in range(len(arms))]
     except InputError:
         raise
     except Exception as error:  # whatever an SAE does, the others are measured
-        if len(saes) == 1:
-            return [one_line(error)]
-        alone = (_measured([sae], sets, lm_tokens, language_model) for sae in saes)
-        return [found for (found,) in alone]
-    return [rows[rows["sae"] == index].drop(columns="sae") for index in range(len(saes))]
+        reason = one_line(error)
+    if len(arms) == 1:
+        return [reason]
+    half = len(arms) // 2  # the error is gone by now, and the SAEs that it held
+    given = load, sets, lm_tokens, language_model
+    return [*_measured(arms[:half], *given), *_measured(arms[half:], *given)]
 
 
 def _listed(arms: Any) -> list[Arm | Released]:

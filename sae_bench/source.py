@@ -1,5 +1,6 @@
 """Where training takes its activations from."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,21 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_bench.errors import InputError
+
 if TYPE_CHECKING:
     from sae_bench.cache import ActivationCache
+
+
+def checked_scale(s: float) -> float:
+    """`s`, if it can be an activation scale.
+
+    Raises:
+        InputError: it is no positive number.
+    """
+    if not (math.isfinite(s) and s > 0):
+        raise InputError(f"the activation scale must be a positive number, got {s}")
+    return float(s)
 
 
 class ActivationSource(ABC):

@@ -21,7 +21,7 @@ from sae_bench.progress import shown
 from sae_bench.reading import DEFAULT_CONTEXT, Pass, Reading
 from sae_bench.shards import sum_of_squares
 from sae_bench.sites import resolve_site
-from sae_bench.source import ActivationSource
+from sae_bench.source import ActivationSource, checked_scale
 from sae_bench.text import Text, resolve_text
 
 
@@ -35,7 +35,7 @@ class ActivationStream(ActivationSource):
     Training that goes on from a checkpoint needs the buffer as it was then. The text is read and
     tokenised again up to there, but the model runs only for the rows that are in the buffer, most
     of them from the last few buffers of text (half of what is in it is replaced at a time), and for
-    the first buffer, which decides the scale.
+    the first buffer.
 
     Args:
         model: a language model, or what `LanguageModel.load` takes.
@@ -48,6 +48,7 @@ class ActivationStream(ActivationSource):
         model_dtype: of the model, if it is loaded here.
         batch_tokens: size of a padded batch of the model.
         held_out: a cache of held-out documents, for evaluation.
+        scale: s, where it is known already; None: that of the first buffer.
         device: where the model runs, if it is loaded here.
         trust_remote_code: whether Python code that comes with the model may run.
 
@@ -56,7 +57,7 @@ class ActivationStream(ActivationSource):
 
     Raises:
         InputError: an input is unknown or of the wrong type, a held-out cache is of another width,
-            or the text has no training documents (on first use).
+            the scale is no positive number, or the text has no training documents (on first use).
     """
 
     @typed()
@@ -72,6 +73,7 @@ class ActivationStream(ActivationSource):
         model_dtype: str = "float32",
         batch_tokens: int = 4096,
         held_out: ActivationCache | None = None,
+        scale: float | None = None,
         device: str | torch.device | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -82,6 +84,7 @@ class ActivationStream(ActivationSource):
             )
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        self._given_scale = None if scale is None else checked_scale(scale)
         source = resolve_text(text)
         next(source.documents())  # a mistake shows before the model is loaded
         if not isinstance(model, LanguageModel):
@@ -103,7 +106,9 @@ class ActivationStream(ActivationSource):
 
     @cached_property
     def scale(self) -> float:
-        """s = sqrt(mean of ||x||^2 over the first buffer); reading it fills the buffer."""
+        """s: what was given, or sqrt(mean of ||x||^2 over the first buffer), which it fills."""
+        if self._given_scale is not None:
+            return self._given_scale
         self._filled = self._buffer()  # kept for the first `batches`
         scale = math.sqrt(sum_of_squares(self._filled.rows) / self._tokens)
         if not (math.isfinite(scale) and scale > 0):
@@ -124,6 +129,7 @@ class ActivationStream(ActivationSource):
             "dtype": self._dtype,
             "batch_tokens": self._reading.batch_tokens,
             "tokens_in_buffer": self._tokens,
+            "scale": self._given_scale,
         }
 
     def batches(

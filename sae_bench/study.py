@@ -31,6 +31,20 @@ def chosen_parts(preset: Preset, names: Iterable[str] = ()) -> dict[str, Preset]
     return {name: parts[name] for name in names or parts}
 
 
+def chosen_arms(arms: Iterable[Arm], keys: Iterable[str] = ()) -> list[Arm]:
+    """Arms by their keys; all, if none are named.
+
+    Raises:
+        InputError: there is no such arm.
+    """
+    arms, keys = list(arms), list(keys)
+    known = {arm.key: arm for arm in arms}
+    for key in keys:
+        if key not in known:
+            raise InputError(f"unknown arm {key!r}; --dry-run lists the keys of a part's arms")
+    return [known[key] for key in keys] if keys else arms
+
+
 def study(
     chosen: Ablation,
     parts: Mapping[str, Preset],
@@ -38,6 +52,7 @@ def study(
     *,
     device: str | None = None,
     released: Iterable[Released] = (),
+    keys: Iterable[str] = (),
     checkpoint_every: float = EVERY,
 ) -> Results:
     """Trains and measures what is missing of every part, and returns the tables of all. Released
@@ -46,11 +61,21 @@ def study(
     A part's run folder is `out`/NAME, or `out` itself if it has no name. All folders are checked
     before any activation is computed.
 
+    Args:
+        chosen: the ablation.
+        parts: of a preset of it.
+        out: folder of the runs.
+        device: where to train; None: the accelerator if there is one.
+        released: finished SAEs to measure beside the trained ones.
+        keys: of the arms that are wanted, the others stay as they are; none: all.
+        checkpoint_every: seconds of training between two checkpoints.
+
     Raises:
-        InputError: as `run` and `by_part`.
+        InputError: as `run` and `by_part`; a part has none of the arms that are wanted.
     """
+    keys, released = list(keys), list(released)
     folders = {name: out / name for name in parts}
-    grids = grids_of(chosen, parts, released)
+    grids = grids_of(chosen, parts, released, keys)
     for name, part in parts.items():
         RunFolder(folders[name]).check(grids[name], {"data": part.data})
         RunFolder(folders[name]).checkpoints({}, checkpoint_every)
@@ -60,7 +85,7 @@ def study(
         sets = {key: _held_out(caches[data]) for key, data in part.evaluation().items()}
         table = run(
             grids[name],
-            cache,
+            part.data.source(cache),
             sets or None,
             out=folders[name],
             device=device,
@@ -75,16 +100,23 @@ def study(
 
 
 def grids_of(
-    chosen: Ablation, parts: Mapping[str, Preset], released: Iterable[Released]
+    chosen: Ablation,
+    parts: Mapping[str, Preset],
+    released: Iterable[Released] = (),
+    keys: Iterable[str] = (),
 ) -> dict[str, list[Arm | Released]]:
-    """The arms of each part, and the finished SAEs that are measured beside them.
+    """The arms of each part that are wanted (`chosen_arms`), and the finished SAEs that are
+    measured beside them.
 
     Raises:
-        InputError: as `by_part`.
+        InputError: as `by_part` and `chosen_arms`.
     """
+    keys = list(keys)
     sites = {name: getattr(part.data, "site", None) for name, part in parts.items()}
     beside = by_part(released, sites)
-    return {name: [*chosen.arms(part), *beside[name]] for name, part in parts.items()}
+    return {
+        name: [*chosen_arms(chosen.arms(part), keys), *beside[name]] for name, part in parts.items()
+    }
 
 
 def _data(part: Preset) -> list[Origin]:

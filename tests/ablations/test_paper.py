@@ -14,6 +14,7 @@ from ablations._paper_figures import (
     CURVES,
     FIGURES,
     FIVE,
+    KINDS,
     RELU,
     SITES,
     paper_points,
@@ -24,10 +25,13 @@ from ablations._paper_figures import (
 from ablations._paper_plots import BEHIND, RUN, draw
 from ablations._paper_runs import bandwidths, figures_of_run
 from ablations._paper_schematics import THETA, Toy, pseudo_derivatives
+from architectures.topk import AuxK
 from sae_bench.ablation import Finished
+from sae_bench.activations import JumpReLU, LogThreshold
 from sae_bench.cache import ActivationCache
 from sae_bench.errors import InputError
 from sae_bench.kernels import Rectangle, Triangle
+from sae_bench.penalties import L0
 from sae_bench.plots import COLOURS, MARKERS
 from sae_bench.results import Results
 
@@ -316,6 +320,42 @@ def test_nine_sites_and_the_variants() -> None:
     assert not {arm.key for arm in made["variants"]} & {
         arm.key for arm in made["layers.14.resid_post"]
     }
+
+
+def test_the_papers_setting() -> None:
+    """arXiv 2407.14435; specification of the recipe: Gemma Scope, arXiv 2408.05147."""
+    preset = paper.PRESETS["gemma-2-9b"]
+    parts, data, recipe = preset.parts(), preset.data, preset.recipe
+    sites = [f"layers.{n}.{kind}" for kind in KINDS for n in (9, 20, 31)]
+    assert list(parts) == [*sites, "variants"]
+    assert parts["variants"].data == parts["layers.20.resid_post"].data
+    assert (data.model, data.context.length) == ("google/gemma-2-9b", 1024)
+    assert (data.held_out_tokens, data.lm_tokens) == (10_000 * 1024, 2_048 * 1024)
+    assert [parts[site].data.width for site in sites] == [3584] * 6 + [4096] * 3
+    assert (recipe.steps, recipe.batch_size) == (1_953_125, 4096)
+    assert (recipe.betas, recipe.adam_eps) == ((0, 0.999), 1e-8)
+    assert (recipe.lr_warmup, recipe.lr_decay, recipe.penalty_warmup) == (1_000, 0, 10_000)
+    arms = {arm.key: arm for part in parts.values() for arm in paper.arms(part)}.values()
+    assert len(arms) == 24 + 30
+    assert not any(arm.objection for arm in arms)
+    assert {(arm.d_sae, arm.recipe.lr, arm.recipe.threshold_lr) for arm in arms} == {
+        (131_072, 7e-5, 7e-5)
+    }
+    jumping = [arm.slots for arm in arms if arm.name == "JumpReLU"]
+    assert {slots["activation"] for slots in jumping} == {JumpReLU(LogThreshold(1e-3))}
+    assert {slots["kernel"].kernel.bandwidth for slots in jumping} == {1e-3}
+    assert L0(6e-4) in [slots["penalty"] for slots in jumping]
+    assert {slots["penalty"].coefficient for slots in jumping if slots["penalty"].kind != "L0"} == {
+        1.0
+    }
+    ranked = [arm.slots for arm in arms if arm.name == "TopK"]
+    assert Counter(slots["aux"] for slots in ranked) == {
+        AuxK(k=512, coefficient=1 / 32, dead_after=10_000_000): 6,
+        AuxK(coefficient=0): 6,
+    }
+    ks = sorted({slots["activation"].k for slots in ranked})
+    there = POINTS[(POINTS["figure"] == 2) & (POINTS["series"] == "TopK (AuxK)")]
+    assert np.sort(there[there["layer"] == 20]["x"]) == pytest.approx(ks, rel=0.03)
 
 
 # -- the schematics -------------------------------------------------------------------------------

@@ -88,8 +88,20 @@ def test_cost(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     *_, last = capsys.readouterr().out.splitlines()
     flop = 4 * 512 * 5 * 2 * 32 * 16
     assert last.startswith(f"cost: 4 arms see 2.05e+03 tokens: {flop:.2e} FLOP")
-    assert last.endswith("activations of a site 0.000154 GB")
+    assert last.endswith("activations on disk 0.000154 GB")
     assert contents(desk) == before
+
+
+def test_the_cost_of_one_cell_of_the_papers_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """Known without the model, whose widths are known."""
+    paper = ["run", "paper", "--preset", "gemma-2-9b", "--dry-run"]
+    assert main([*paper, "--parts", "layers.20.attn_z", "--arms", "jumprelu-9d894e18606a"]) == 0
+    name, _, cell, cost = capsys.readouterr().out.splitlines()
+    assert (name, cell.split()[2]) == ("layers.20.attn_z", "L0(0.0006)")
+    assert cost.startswith(f"cost: 1 arms see 8e+09 tokens: {8e9 * 5 * 2 * 4096 * 2**17:.2e} FLOP")
+    assert cost.endswith("activations on disk 84.4 GB")
+    assert main([*paper, "--parts", "variants", "--arms", "relu-0"]) == 2
+    assert "unknown arm 'relu-0'; --dry-run lists the keys" in capsys.readouterr().err
 
 
 def test_a_run_from_text_to_figures(finished: Path) -> None:

@@ -358,6 +358,30 @@ def test_an_arm_that_cannot_be_measured_leaves_the_others_theirs(
     assert (tmp_path / "run" / "table.csv").exists()
 
 
+def test_arms_that_no_memory_holds_together_are_measured_by_halves(
+    cache: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = start(cache, tmp_path / "whole", ARMS[:5], lm_tokens=0)
+    evaluate, train, sizes = MODULE.evaluate, MODULE.train_arms, list[int]()
+
+    def small(saes: list[ReLUSAE], *arguments: Any, **options: Any) -> pd.DataFrame:
+        sizes.append(len(saes))
+        if len(saes) > 2:
+            raise torch.OutOfMemoryError("too many")
+        return evaluate(saes, *arguments, **options)
+
+    def watched(*arguments: Any, **options: Any) -> None:
+        assert all(trained.sae is None for trained in train(*arguments, **options))
+
+    monkeypatch.setattr(MODULE, "evaluate", small)
+    monkeypatch.setattr(MODULE, "train_arms", watched)
+    table = start(cache, tmp_path / "parted", ARMS[:5], lm_tokens=0)
+    assert sizes == [5, 2, 3, 1, 2]
+    pd.testing.assert_frame_equal(
+        table.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True
+    )
+
+
 class Greedy(ReLUSAE):
     """Runs out of memory at its twelfth step in this process."""
 

@@ -125,6 +125,14 @@ def test_the_scale_is_the_first_buffer_s() -> None:
     assert batch.square().sum(1).mean().item() == pytest.approx(1, abs=0.1)
 
 
+def test_a_scale_that_is_given() -> None:
+    given, own = stream(scale=3.0), stream()
+    assert given.scale == 3
+    assert torch.allclose(raw(given, 3), raw(own, 3))
+    assert not torch.allclose(next(given.batches(60, 0)), next(own.batches(60, 0)))
+    assert given.record() != own.record()
+
+
 def test_batches_are_not_changed_by_later_ones() -> None:
     batches = stream().batches(60, 0)
     first = next(batches)
@@ -145,7 +153,8 @@ def test_attributes_and_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"tokens_in_buffer": 1}, {"batch_tokens": 0}, {"dtype": "int8"}]
+    "changes",
+    [{"tokens_in_buffer": 1}, {"batch_tokens": 0}, {"dtype": "int8"}, {"scale": 0.0}],
 )
 def test_bad_input(changes: dict[str, object]) -> None:
     with pytest.raises(InputError):
