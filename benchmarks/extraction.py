@@ -36,6 +36,7 @@ from benchmarks.meter import seconds
 from benchmarks.ours import ARMS
 from benchmarks.rounds import Bench, Times, interleaved, row
 from benchmarks.table import Table, code, machine
+from sae_bench.ablation import Data
 from sae_bench.cache import ActivationCache
 from sae_bench.components import digest
 from sae_bench.devices import default_device
@@ -49,6 +50,7 @@ from sae_bench.splicing import splice, text_batches
 from sae_bench.text import resolve_text
 
 DATA = PRESETS["smollm2"].data
+assert isinstance(DATA, Data)  # of a language model
 SHARDS = 4
 """Written at one extraction: all but the last overlap with the model."""
 
