@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,8 +49,7 @@ from sae_bench.sites import capture, resolve_site, resume_at
 from sae_bench.splicing import splice, text_batches
 from sae_bench.text import resolve_text
 
-DATA = PRESETS["smollm2"].data
-assert isinstance(DATA, Data)  # of a language model
+DATA = cast(Data, PRESETS["smollm2"].data)
 SHARDS = 4
 """Written at one extraction: all but the last overlap with the model."""
 
