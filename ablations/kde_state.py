@@ -32,12 +32,14 @@ Stated before the run:
   the frequent ones, and thinning gave back what memory took away (a step 42% of the batch
   estimate's variance instead of 12%, integrated 3.9 times). It now has 64 a latent, shared.
 - FVU, not delta LM loss: 230 arms would spend 15 minutes on it.
+- Added after training had been measured: every line had chosen the lowest rate, 0.03, so the part
+  `training-lower` tries 0.01 and 0.003, for all lines alike, at the middle coefficient.
 
 Scale of `study`: SmolLM2-135M after layer 9, 1,152 latents, batches of 512. Noise: 3 SAEs (1,022
 steps, half a minute), 419 batches of 58 estimators each: 18 minutes on two cores, most of them in
 windows. Training: 10 lines, 5 arms each (3 coefficients, 2 further rates), 4 seeds, and a second
 data order of the first for 3 rates: 230 arms of 120k tokens, 234 steps of 45 ms on two cores, 40
-minutes, and 6 of evaluation.
+minutes, and 6 of evaluation. Lower rates: 80 arms, 15 minutes.
 """
 
 from collections.abc import Iterator
@@ -71,7 +73,7 @@ from sae_bench.penalties import L0
 from sae_bench.results import Results
 
 START, KERNEL = 0.04, Rectangle(0.02)
-NOISE, TRAINING = "noise", "training"
+NOISE, TRAINING, LOWER = "noise", "training", "training-lower"
 """The parts."""
 
 
@@ -84,6 +86,7 @@ class State(Preset):
         stages: shares that the SAEs of `noise` have.
         coefficients: of L0, at the base rate; the middle one also at the others.
         rates: learning rates of the thresholds; the middle one is the base.
+        lower: further ones, of `training-lower`.
         seeds: paired; each draws the weights and the order of the data.
         orders: further data orders of the first seed.
         bandwidths: at which noise is measured with T = 8.
@@ -95,6 +98,7 @@ class State(Preset):
     stages: tuple[float, ...] = (0.06, 0.25, 1.0)
     coefficients: tuple[float, ...] = (1.6e-4, 4.5e-4, 1.3e-3)
     rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    lower: tuple[float, ...] = (0.003, 0.01)
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     orders: tuple[int, ...] = (100,)
     bandwidths: tuple[float, ...] = (0.005, 0.01, 0.04)
@@ -102,8 +106,12 @@ class State(Preset):
     block: int = 48
 
     def parts(self) -> dict[str, Preset]:
-        """Noise at frozen weights, and training."""
-        return {NOISE: self.replace(seeds=()), TRAINING: self.replace(stages=())}
+        """Noise at frozen weights, training, and training at the lower rates."""
+        training = self.replace(stages=())
+        at = (middle(self.coefficients),)
+        lower = training.replace(coefficients=at, rates=self.lower, orders=())
+        made: dict[str, Preset] = {NOISE: self.replace(seeds=()), TRAINING: training}
+        return made | ({LOWER: lower} if self.lower else {})
 
 
 STUDY = State(
@@ -223,15 +231,10 @@ FURTHER = {"noise": noise, "thresholds": thresholds, "spread": spreads}
 # -- figures and answer ---------------------------------------------------------------------------
 
 
-def _of(results: Results, part: str) -> pd.DataFrame:
-    """The rows of a part."""
-    table = results.table
-    return table[table["part"] == part] if "part" in table else table
-
-
 def _training(results: Results) -> pd.DataFrame:
-    """The measured rows of the part `training`."""
-    return trained(_of(results, TRAINING))
+    """The rows of the parts that train."""
+    table = results.table
+    return table[table["part"].isin([TRAINING, LOWER])] if "part" in table else table
 
 
 def answer(results: Results) -> str:
@@ -239,9 +242,9 @@ def answer(results: Results) -> str:
     said = []
     if len(found := results.further.get("noise", pd.DataFrame())):
         said.append(_threshold_noise.described(found))
-    if len(table := _training(results)):
+    if len(table := trained(_training(results))):
         said.append(_threshold_training.described(table, results.further))
-        said.append(_threshold_training.diverged(_of(results, TRAINING)))
+        said.append(_threshold_training.diverged(_training(results)))
     return "\n".join(said)
 
 
@@ -251,7 +254,7 @@ def figures(results: Results) -> dict[str, Figure]:
     if len(found := results.further.get("noise", pd.DataFrame())):
         drawn["noise_by_frequency"] = _threshold_noise.by_frequency(found)
         drawn["noise_vs_bias"] = _threshold_noise.against_bias(found)
-    if len(table := _training(results)):
+    if len(table := trained(_training(results))):
         drawn["fvu_vs_l0"] = _threshold_training.frontiers(table)
         if len(effects := _threshold_training.effects(table)):
             drawn["effects"] = _threshold_training.effects_drawn(effects)

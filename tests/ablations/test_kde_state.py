@@ -28,7 +28,7 @@ NONE = pd.DataFrame()
 
 def test_every_line_has_the_same_arms() -> None:
     parts = STUDY.parts()
-    assert [len(kde_state.arms(part)) for part in parts.values()] == [3, 230]
+    assert [len(kde_state.arms(part)) for part in parts.values()] == [3, 230, 80]
     arms = kde_state.arms(parts["training"])
     table = pd.DataFrame([arm.columns() for arm in arms])
     table = table.assign(line=line(table["kernel"]))
@@ -41,6 +41,18 @@ def test_every_line_has_the_same_arms() -> None:
     paired = _threshold_training.replicates(table)
     assert (paired["seed"] == paired["data_seed"]).all()
     assert len(paired) == 200
+
+
+def test_lower_rates_are_those_of_every_line() -> None:
+    lower = pd.DataFrame([arm.columns() for arm in kde_state.arms(STUDY.parts()["training-lower"])])
+    rows = lower.assign(line=line(lower["kernel"])).groupby("line")
+    assert set(rows["coefficient"].unique().map(tuple)) == {(4.5e-4,)}
+    assert {tuple(sorted(set(rates))) for _, rates in rows["threshold_lr"]} == {(0.003, 0.01)}
+    arms = [arm for part in STUDY.parts().values() for arm in kde_state.arms(part)]
+    table = pd.DataFrame([arm.columns() for arm in arms[3:]])  # those of noise come first
+    table = _threshold_training.replicates(table)
+    assert _threshold_training.base_rate(table) == 0.1
+    assert _threshold_training.middle_coefficient(table) == 4.5e-4
 
 
 def test_lines_are_recognised_by_their_labels() -> None:
@@ -264,6 +276,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         coefficients=(1e-3, 3e-2),
         rates=(0.03, 0.1),
         seeds=(0, 1),
+        lower=(),
         bandwidths=(),
         memories=(2,),
         block=4,
