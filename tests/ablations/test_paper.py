@@ -255,11 +255,24 @@ def test_figures_and_answer_of_a_run() -> None:
     numbers = (1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14, 17)
     assert set(drawn) == {f"figure_{number:02d}" for number in numbers} | {"bandwidth"}
     said = paper.answer(results).splitlines()
-    assert len(said) == 4
     assert said[1].startswith(
         "  Residual: Gated 2.00 [1.16], 2.00 [1.42], 2.00 [1.31]; Gated RI-L1"
     )
     assert said[1].endswith("; ReLU + L1 4.00, 4.00, 4.00.")
+    sites = {line.partition(" against")[0]: line for line in said[5:]}
+    assert len(sites) == 8
+    assert "+100.0% [" in sites["  delta LM loss of Gated"]
+    assert "9 sites: JumpReLU is better; the paper +" in sites["  delta LM loss of Gated"]
+    assert sites["  FVU of ReLU + L1"].endswith("9 sites: not decided.")
+
+
+def test_the_papers_order_over_sites() -> None:
+    """Its text: JumpReLU is at least as good as Gated and TopK."""
+    found = paper.over_sites(POINTS, (2, 10, 11))
+    assert set(found) == {"Gated (Original)", "Gated (RI-L1)", "JumpReLU", "TopK (AuxK)"}
+    assert {each.n for each in found.values()} == {9}
+    assert found["JumpReLU"].mean == found["JumpReLU"].half_width == 0
+    assert all(each.mean > 0 for name, each in found.items() if name != "JumpReLU")
 
 
 def test_variants_alone() -> None:
