@@ -159,7 +159,7 @@ def effects(
             np.arange(len(names)) + shift,
             xerr=np.nan_to_num(np.stack([mean - low, high - mean]).clip(min=0)),
             fmt=MARKERS[index],
-            color=COLOURS[(0, 2, 4)[index % 3]],
+            color=COLOURS[(0, 2, 4, 5)[index % 4]],
             markersize=3.5,
             linewidth=0,
             elinewidth=1.2,

@@ -1,0 +1,196 @@
+"""Do the factorial's conclusions survive another site, a wider SAE, and ten times the tokens?
+
+The four cells of the first 2x2 of `ablations/factorial.py` (activation and penalty, JumpReLU with
+gradients to theta only) in that study's setting (`base`) and in three that differ from it in one
+thing:
+
+    layer-20   residual stream after layer 20 of 30 instead of layer 9
+    wide       16,384 latents instead of 1,152
+    long       4M training tokens instead of 400k, all schedules stretched alike, out of 1M cached
+               tokens of 5 times as many documents: 4 passes instead of 2
+
+Stated before the run:
+- Outcomes: log FVU, and the share of L0 in latents above 10%, at L0 = 16, 32, 64, 128: means over
+  those places that lie inside the range of all four cells, monotone interpolation in log L0 over
+  three settings (the factorial has six: `base`, the same arms as some of its, says what that does).
+- Nothing is tuned anew. Rates, start of the thresholds, eps and coefficients are the factorial's;
+  an effect that differs may differ because these fit it less well.
+- One seed, so no intervals. Over seeds the factorial's effects on FVU spread by less than one
+  point, those on the share by less than three: smaller differences mean nothing.
+- A main effect survives if it has the sign it has in `base` and at least half its size; it is
+  weaker if it has the sign and is larger than that spread. Effects that are no larger than that in
+  `base` are not judged.
+
+Scale of `study`: 12 arms a part. On two cores an arm takes 0.5 minutes in `base` and `layer-20`, 3
+to 4 in `wide`, 5 in `long`, whose activations take 10 to 15 minutes to extract; a part is some 2
+minutes to measure.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ablations import factorial
+from ablations._lines import prepared
+from ablations._squares import WAYS, is_share
+from ablations.factorial import FVU, SIDES, Factorial, arms
+from sae_bench import bands, plots
+from sae_bench.ablation import Data, Preset
+from sae_bench.contrasts import Outcome, compare, intervals
+from sae_bench.results import Results
+
+WAY, SQUARE = next(iter(WAYS.items()))
+SHARE = factorial.FREQUENT[0]
+SPREAD = {FVU: 0.01, SHARE: 0.03}
+"""Main effects up to which may be none."""
+BASE = "base"
+PARTS = (BASE, "layer-20", "wide", "long")
+
+
+@dataclass(frozen=True)
+class Elsewhere(Factorial):
+    """A preset with what else is tried.
+
+    Args:
+        site: the other one.
+        width: the other number of latents.
+        times: as many training tokens.
+        cached: times as many cached tokens.
+    """
+
+    site: str = "layers.20.resid_post"
+    width: int = 16_384
+    times: int = 10
+    cached: int = 5
+
+    def parts(self) -> dict[str, Preset]:
+        """The factorial's own setting, then the others."""
+        data = self.data
+        assert isinstance(data, Data)
+        more, longer = data.replace(tokens=self.cached * data.tokens), float(self.times)
+        others = (
+            self,
+            self.replace(data=data.replace(site=self.site)),
+            self.replace(d_sae=self.width),
+            self.replace(data=more, recipe=self.recipe.shortened(longer)),
+        )
+        return dict(zip(PARTS, others, strict=True))
+
+
+PRESETS = {
+    "study": Elsewhere(
+        data=factorial.STUDY.data,
+        d_sae=factorial.STUDY.d_sae,
+        recipe=factorial.STUDY.recipe,
+        seeds=(0,),
+        lines=SQUARE.cells,
+        settings=(1, 3, 5),
+    ),
+}
+
+
+def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
+    """The contrasts of each part: columns of `contrasts.compare`, where way is the part.
+
+    Args:
+        table: what `prepared` gives, with its parts.
+    """
+    found = [
+        compare(table[table["part"] == part], {part: SQUARE}, tuple(SPREAD), "cell")
+        for part in PARTS
+        if set(table.loc[table["part"] == part, "cell"]) >= set(SQUARE.cells)
+    ]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def survives(effect: float, base: float, least: float) -> str:
+    """What becomes of an effect of the size `base`.
+
+    Args:
+        effect: in the other setting.
+        base: in the factorial's.
+        least: up to which an effect may be none.
+    """
+    if not np.isfinite([effect, base]).all():
+        return "no common range of L0"
+    if abs(base) <= least:
+        return "not judged"
+    same = effect * np.sign(base)
+    if same >= abs(base) / 2:
+        return "survives"
+    return "weaker" if same > least else "does not survive"
+
+
+def _words(outcome: Outcome, effect: float) -> str:
+    return f"{100 * effect:+.1f} points" if is_share(outcome) else f"{np.expm1(effect):+.1%}"
+
+
+def answer(results: Results) -> str:
+    """Main effects of each part, and whether they survive."""
+    found = measured_effects(prepared(results.table))
+    if found.empty or BASE not in set(found["way"]):
+        return ""
+    said = [
+        f"Main effects in the 2x2 with {WAY.removesuffix('*')}, one seed, means over common places "
+        "of L0; a conclusion survives with the same sign and at least half the size:"
+    ]
+    for outcome, least in SPREAD.items():
+        for side in ("A", "B"):
+            rows = found[(found["outcome"] == outcome.name) & (found["contrast"] == side)]
+            rows = rows.set_index("way")
+            base = float(rows.loc[BASE, "mean"])
+            shown = [f"{BASE} {_words(outcome, base)} ({rows.loc[BASE, 'places']} places)"]
+            for part in rows.index.drop(BASE):
+                effect = float(rows.loc[part, "mean"])
+                shown.append(
+                    f"{part} {_words(outcome, effect)} ({rows.loc[part, 'places']} places): "
+                    f"{survives(effect, base, least)}"
+                )
+            said.append(f"  {SIDES[side]}, {outcome.name}: {'; '.join(shown)}.")
+    return "\n".join([*said, *_reached(found)])
+
+
+def _reached(found: pd.DataFrame) -> list[str]:
+    """Both factors together."""
+    rows = found[(found["outcome"] == FVU.name)]
+    shown = [
+        f"{part} {np.expm1(intervals(each)['together'].mean):+.1%}"
+        for part, each in rows.groupby("way", sort=False)
+    ]
+    return [f"  Both together, {FVU.name}: {'; '.join(shown)}."]
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """FVU and the share of L0 in frequent latents against L0, a column a part; main effects."""
+    table = prepared(results.table)
+    parts = [part for part in PARTS if part in set(table["part"])]
+    drawn = plots.figure(0.4 + 1.9 * len(parts), 3.8, 2, len(parts))
+    grid = np.array(drawn.axes).reshape(2, len(parts))
+    for part, column in zip(parts, grid.T, strict=True):
+        rows = table[table["part"] == part]
+        for axes, y in zip(column, ("fvu", SHARE.y), strict=True):
+            bands.bands(rows, axes, x="l0", y=y, by="cell", lines=list(SQUARE.cells))
+            if column is not grid.T[0]:
+                axes.set_ylabel("")
+        bands.logarithmic(column[0])
+        column[0].set(title=part, xlabel="")
+    made = {"frontiers": plots.legend_below(drawn, grid[0, 0])}
+    if len(found := measured_effects(table)):
+        made["effects"] = _effects(found)
+    return made
+
+
+def _effects(found: pd.DataFrame) -> Figure:
+    drawn = plots.figure(6.8, 2.4, 1, len(SPREAD))
+    titles = ("100 x log FVU at matched L0", "share of L0 above 10%, points")
+    names = {side: SIDES[side] for side in ("A", "B")}
+    for outcome, title, axes in zip(SPREAD, titles, drawn.axes, strict=True):
+        rows = found[found["outcome"] == outcome.name]
+        bands.effects(rows, axes, names=names, by="way", unit=100)
+        axes.set_title(title, fontsize=8)
+    return plots.legend_below(drawn, axes, size=7)
+
+
+__all__ = ["PRESETS", "answer", "arms", "figures"]

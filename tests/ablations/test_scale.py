@@ -1,0 +1,88 @@
+"""The factorial's core in other settings: what becomes of planted effects."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from ablations import factorial, scale
+from sae_bench.results import Results
+from tests.ablations.test_factorial import synthetic
+
+STUDY = scale.PRESETS["study"]
+NONE = pd.DataFrame()
+
+
+def test_parts_differ_from_the_factorial_in_one_thing() -> None:
+    parts = STUDY.parts()
+    assert tuple(parts) == scale.PARTS
+    base = parts["base"]
+    keys = {arm.key for arm in factorial.arms(factorial.STUDY)}
+    assert {arm.key for arm in scale.arms(base)} <= keys
+    changed = {
+        name: [field.name for field in dataclasses.fields(part) if _differs(part, base, field.name)]
+        for name, part in parts.items()
+    }
+    assert changed == {
+        "base": [],
+        "layer-20": ["data"],
+        "wide": ["d_sae"],
+        "long": ["data", "recipe"],
+    }
+    longer, recipe = parts["long"].recipe, base.recipe
+    assert (longer.tokens, longer.lr_decay) == (10 * recipe.tokens, 10 * recipe.lr_decay)
+    assert {len(scale.arms(part)) for part in parts.values()} == {12}
+
+
+def _differs(one: object, other: object, name: str) -> bool:
+    return getattr(one, name) != getattr(other, name)
+
+
+@pytest.mark.parametrize(
+    ("effect", "base", "word"),
+    [
+        (-0.2, -0.2, "survives"),
+        (-0.09, -0.2, "weaker"),
+        (-0.009, -0.2, "does not survive"),
+        (0.3, -0.2, "does not survive"),
+        (-0.2, 0.005, "not judged"),
+        (float("nan"), 0.2, "no common range of L0"),
+    ],
+)
+def test_words(effect: float, base: float, word: str) -> None:
+    assert scale.survives(effect, base, least=0.01) == word
+
+
+def planted() -> Results:
+    """The penalty's effect as in `base` at layer 20, and none of the activation's in `wide`."""
+    effects = {"base": (-0.2, -0.1), "layer-20": (-0.2, -0.04), "wide": (-0.2, 0.0)}
+    parts = [
+        synthetic(penalty, activation, seeds=1).assign(part=part)
+        for part, (penalty, activation) in effects.items()
+    ]
+    return Results(pd.concat(parts, ignore_index=True), NONE)
+
+
+def test_the_answer_says_what_survives() -> None:
+    said = scale.answer(planted()).splitlines()
+    activation = next(line for line in said if line.startswith("  JumpReLU for ReLU, FVU"))
+    assert "base -9.6%" in activation
+    assert "layer-20 -4.0% (4 places): weaker" in activation
+    assert "wide -0.1% (4 places): does not survive" in activation
+    penalty = next(line for line in said if line.startswith("  L0 for L1, FVU"))
+    assert penalty.count("survives") == 2
+    share = next(line for line in said if line.startswith("  L0 for L1, share"))
+    assert "base +4.0 points" in share
+    assert said[-1].startswith("  Both together, FVU at matched L0: base -25.9%; ")
+
+
+def test_nothing_without_the_base() -> None:
+    results = planted()
+    others = results.table[results.table["part"] != "base"]
+    assert scale.answer(Results(others, NONE)) == ""
+
+
+def test_a_column_of_panels_for_each_part() -> None:
+    drawn = scale.figures(planted())
+    assert [axes.get_title() for axes in drawn["frontiers"].axes[:3]] == list(scale.PARTS[:3])
+    assert len(drawn["effects"].axes) == 2
