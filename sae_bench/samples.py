@@ -64,7 +64,8 @@ class Samples(NamedTuple):
     @classmethod
     def joined(cls, parts: "Iterable[Samples]") -> "Samples":
         """One after the other."""
-        return cls(*map(torch.cat, zip(*parts, strict=True)))
+        latent, *columns = map(torch.cat, zip(*parts, strict=True))
+        return cls(latent.long(), *columns)
 
     def first(
         self, most: int, rank: Int[Tensor, " samples"], count: Int[Tensor, " d_sae"]

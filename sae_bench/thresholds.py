@@ -107,7 +107,8 @@ class WithThresholds(nn.Module):
                 f"got {sorted(following)}"
             )
         for name, value in following.items():
-            self.get_buffer(ESTIMATOR + name).copy_(value)
+            if value is not state[name]:  # large parts of a state may stay as they are
+                self.get_buffer(ESTIMATOR + name).copy_(value)
         with torch.enable_grad():
             theta = self.threshold
         assert theta is not None

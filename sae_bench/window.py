@@ -13,6 +13,8 @@ from sae_bench.samples import Batch, Present, Samples
 
 MOST = 8
 """Times its share of the slots that one latent can take."""
+DTYPES = {"latent": torch.int32}
+"""Of samples that are kept, where it is not float32."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,15 @@ class WindowKDE(Remembering):
         return MOST * self.slots
 
     def init(self, d_sae: int) -> dict[str, Tensor]:
-        """Empty slots (weight 0)."""
-        places = self.steps, self.slots * d_sae
-        return {
-            **{name: torch.zeros(places) for name in Samples._fields},
-            "latent": torch.zeros(places, dtype=torch.int32),
+        """Empty slots (weight 0): tensors of their own for each step, so that those of other steps
+        are handed on as they are."""
+        places = self.slots * d_sae
+        slots = {
+            f"{name}_{step}": torch.zeros(places, dtype=DTYPES.get(name, torch.float32))
+            for step in range(self.steps)
+            for name in Samples._fields
+        }
+        return slots | {
             "kept": torch.zeros(self.steps, dtype=torch.int64),
             "tokens": torch.zeros(self.steps, dtype=torch.int64),
             "center": torch.full((self.steps, d_sae), torch.nan),
@@ -74,30 +80,25 @@ class WindowKDE(Remembering):
         samples, present, tokens = batch
         place = int(state["step"]) % self.steps
         half = self.reach(state, bandwidth)
-        new = {name: value.clone() for name, value in state.items()}
-        new["tokens"][place] = tokens
-        new["center"][place] = present.theta
-        new["half"][place] = half
-        new["step"] += 1
         kept = shared(samples.within(present.theta, half), len(present.theta), self.slots)
-        new["kept"][place] = count = len(kept.pre)
-        new["weight"][place, count:] = 0
+        changed = {name: state[name].clone() for name in ("kept", "tokens", "center", "half")}
+        for name, value in zip(changed, (len(kept.pre), tokens, present.theta, half), strict=True):
+            changed[name][place] = value
         for name, column in kept._asdict().items():
-            new[name][place, :count] = column
-        window = Batch(self._near(new, present, bandwidth), present, int(new["tokens"].sum()))
+            changed[f"{name}_{place}"] = slots = torch.zeros_like(state[f"{name}_{place}"])
+            slots[: len(column)] = column
+        new = {**state, **changed, "step": state["step"] + 1}
+        reach = self.kernel.reach * self.width(bandwidth)  # farther ones would have no weight
+        near = (each.within(present.theta, reach) for each in self.window(new))
+        window = Batch(Samples.joined(near), present, int(new["tokens"].sum()))
         return self.density(window, bandwidth), new
 
-    def _near(self, state: State, present: Present, bandwidth: Bandwidth | None) -> Samples:
-        """What is kept within the kernel's reach of the present thresholds: the rest, captured for
-        thresholds that move, would have no weight."""
-        reach = self.kernel.reach * self.width(bandwidth)
-
-        def captured(step: int, count: int) -> Samples:
-            columns = (state[name][step, :count] for name in Samples._fields)
-            return Samples(*columns).within(present.theta, reach)
-
-        found = Samples.joined(map(captured, range(self.steps), state["kept"].tolist()))
-        return found._replace(latent=found.latent.long())
+    def window(self, state: State) -> list[Samples]:
+        """The samples that are kept, step by step."""
+        return [
+            Samples(*(state[f"{name}_{step}"][:count] for name in Samples._fields))
+            for step, count in enumerate(state["kept"].tolist())
+        ]
 
     def coverage(
         self, state: State, present: Present, bandwidth: Bandwidth | None = None

@@ -137,7 +137,11 @@ def test_the_inner_estimator_works_at_this_steps_bandwidths(
     rule move them."""
     inner = build(Triangle(0.1))
     outer = PersistentBandwidth(inner, rule)
-    state: State = {name: v.double() for name, v in outer.init(4).items() if v.numel() > 1}
+    state: State = {
+        name: v.double() if v.is_floating_point() else v
+        for name, v in outer.init(4).items()
+        if v.numel() > 1
+    }
     state = {name: state.get(name, v) for name, v in outer.init(4).items()}
     mine: State = {
         name.removeprefix("inner_"): value

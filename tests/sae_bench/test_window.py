@@ -152,10 +152,15 @@ def test_batches_of_different_sizes_count_by_their_tokens() -> None:
     check(window_of(WindowKDE, Triangle, ExactJump()), steps)
 
 
-def by_latent(state: State, values: Tensor, latents: int) -> Tensor:
+def by_latent(kept: Samples, values: Tensor, latents: int) -> Tensor:
     """The sum over what a window keeps of each latent."""
-    kept = torch.zeros(latents, dtype=torch.float64)
-    return kept.index_add(0, state["latent"].flatten().long(), values.flatten().double())
+    sums = torch.zeros(latents, dtype=torch.float64)
+    return sums.index_add(0, kept.latent, values.double())
+
+
+def kept_in(window: WindowKDE, state: State) -> Samples:
+    """What a window keeps."""
+    return Samples.joined(window.window(state))
 
 
 # -- the traps ------------------------------------------------------------------------------------
@@ -190,8 +195,9 @@ class DividesByKept(WindowKDE):
 
     def estimate(self, *given: object, **named: object) -> tuple[Tensor, dict[str, Tensor]]:
         gradient, state = super().estimate(*given, **named)  # type: ignore[arg-type]
-        kept = by_latent(state, state["weight"] > 0, len(gradient))
-        return gradient * state["tokens"].sum() / kept, state
+        kept = kept_in(self, state)
+        count = by_latent(kept, kept.weight > 0, len(gradient))
+        return gradient * state["tokens"].sum() / count, state
 
 
 class NoGuard(WindowKDE):
@@ -206,8 +212,9 @@ class IgnoresOverflow(WindowKDE):
 
     def estimate(self, *given: object, **named: object) -> tuple[Tensor, dict[str, Tensor]]:
         gradient, state = super().estimate(*given, **named)  # type: ignore[arg-type]
-        offered = by_latent(state, state["weight"], len(gradient))
-        return gradient * by_latent(state, state["weight"] > 0, len(gradient)) / offered, state
+        kept = kept_in(self, state)
+        offered = by_latent(kept, kept.weight, len(gradient))
+        return gradient * by_latent(kept, kept.weight > 0, len(gradient)) / offered, state
 
 
 @pytest.mark.parametrize("coefficient", COEFFICIENTS, **by_name)
@@ -292,8 +299,9 @@ def test_overflow_is_unbiased() -> None:
         window = cls(Triangle(EPS), steps=3, slots=16, coefficient=ExactJump())
         state = empty(window, 4_000)
         gradient, state = window.estimate(state, Batch(samples, present, 1000))
-        assert (by_latent(state, state["weight"] > 0, 4_000) == 16).all()
-        assert (by_latent(state, state["weight"], 4_000) == 60).all()
+        kept = kept_in(window, state)
+        assert (by_latent(kept, kept.weight > 0, 4_000) == 16).all()
+        assert (by_latent(kept, kept.weight, 4_000) == 60).all()
         found[cls] = (gradient.mean() - expected.mean()).abs() / gradient.std() * 4_000**0.5
         assert gradient.std() > 0
     assert found[WindowKDE] < 4
@@ -331,7 +339,7 @@ def test_slots_are_for_samples_within_the_guard_band_only() -> None:
     for samples in (given, step.samples):
         gradient, after = window.estimate(state, Batch(samples, step.present, N))
         torch.testing.assert_close(gradient, direct([step], window.kernel, ExactJump()))
-        assert (after["weight"] > 0).sum() == len(given.pre)
+        assert (kept_in(window, after).weight > 0).sum() == len(given.pre)
 
 
 def test_bandwidths_of_its_own_reach_the_window() -> None:
