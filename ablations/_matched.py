@@ -12,7 +12,8 @@ LINES = ("TopK", "JumpReLU")
 VARIABLE = "variable"
 PLACES = tuple(float(x) for x in np.log((16, 32, 64)))
 FVU = Outcome("log_fvu", "log_l0", "FVU", PLACES)
-LOSS = Outcome("log_delta_lm_loss", "log_l0", "delta LM loss", PLACES[:2])
+LOSS = Outcome("delta_lm_loss", "log_l0", "delta LM loss", PLACES[:2])
+"""In nats: some of them are noise around 0, which a logarithm would drop by their sign."""
 ALL, BOTH = "all", "both"
 """Means over evaluation sets, and over lines."""
 
@@ -37,7 +38,7 @@ def trained_on(table: pd.DataFrame) -> list[str]:
 def effects(table: pd.DataFrame) -> pd.DataFrame:
     """Every training context minus the reference, mean over places, paired over seeds: columns
     outcome, evaluate (a set or `ALL`), line (or `BOTH`), contrast (the training context), mean,
-    low, high, n; places, the fewest that a mean is over.
+    low, high, n; places, the values of L0, which are those that both lines reach.
 
     Args:
         table: one row an arm, part and evaluation set, with line and logarithms.
@@ -47,24 +48,31 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for outcome in (FVU, LOSS):
         apart: dict[tuple[str, str, str], pd.Series] = {}
-        count: dict[tuple[str, str], int] = {}
-        for (evaluate, line), part in table.groupby(["eval_set", "line"]):
-            low, high = common_range(part, outcome.x, outcome.y, "part", trained)
-            places = [x for x in outcome.at if low <= x <= high]
-            means = matched(part, outcome.x, outcome.y, places, "part").mean(axis=1)
-            count[evaluate, line] = len(places)
-            for name in trained:
-                apart[evaluate, line, name] = means.loc[name] - means.loc[reference]
+        at: dict[str, list[float]] = {}
+        for evaluate, rows_in in table.groupby("eval_set"):
+            by_line = dict(iter(rows_in.groupby("line")))
+            ranges = [
+                common_range(part, outcome.x, outcome.y, "part", trained)
+                for part in by_line.values()
+            ]
+            lows, highs = zip(*ranges, strict=True)
+            at[evaluate] = [x for x in outcome.at if max(lows) <= x <= min(highs)]
+            for line, part in by_line.items():
+                values = matched(part, outcome.x, outcome.y, at[evaluate], "part")
+                means = values.mean(axis=1)
+                for name in trained:
+                    apart[evaluate, line, name] = means.loc[name] - means.loc[reference]
         for evaluate in (*sets, ALL):
             for line in (*LINES, BOTH):
-                cells = [(e, i) for e, i in count if evaluate in (e, ALL) and line in (i, BOTH)]
+                cells = [(e, i) for e in at for i in LINES if evaluate in (e, ALL)]
+                cells = [(e, i) for e, i in cells if line in (i, BOTH)]
                 for name in trained:
                     each = pd.concat([apart[*cell, name] for cell in cells], axis=1)
                     found = t_interval(each.mean(axis=1, skipna=False).to_numpy(float))
                     rows.append(
                         {"outcome": outcome.name, "evaluate": evaluate, "line": line}
                         | {"contrast": name, **vars(found)}
-                        | {"places": min(count[cell] for cell in cells)}
+                        | {"places": _listed([at[e] for e in at if evaluate in (e, ALL)])}
                     )
     return pd.DataFrame(rows)
 
@@ -78,6 +86,16 @@ def interval_of(found: pd.DataFrame, **chosen: str) -> Interval:
     return Interval(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
 
 
-def in_percent(effect: Interval) -> str:
-    """An effect in words; where curves have no common place, that."""
-    return effect.percent() if math.isfinite(effect.mean) else "no common range of L0"
+def _listed(places: list[list[float]]) -> str:
+    """`16, 32, 64`, or where evaluation sets differ in theirs `16, 32 or 16`."""
+    shown = [", ".join(f"{math.exp(x):.0f}" for x in each) for each in places]
+    return " or ".join(dict.fromkeys(shown))
+
+
+def in_words(effect: Interval, outcome: Outcome = FVU) -> str:
+    """An effect: on FVU in percent, on the loss in nats; without a common place, that."""
+    if not math.isfinite(effect.mean):
+        return "no common range of L0"
+    if outcome == FVU:
+        return effect.percent()
+    return f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"

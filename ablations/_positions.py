@@ -19,6 +19,8 @@ from sae_bench.contrasts import Interval, matched, t_interval
 from sae_bench.reconstruction import Moments
 
 CHUNK = 2048
+FIRST = 8
+"""Position from which on FVU is drawn."""
 
 
 def by_bin(
@@ -97,21 +99,18 @@ def far_apart(fvu: pd.DataFrame, reference: str) -> tuple[int, dict[str, Interva
 def by_position(
     found: pd.DataFrame, table: pd.DataFrame, lines: list[str], parts: list[str], l0: float
 ) -> Figure:
-    """FVU by position, a panel a line, and the L0 of the last line; a curve a training context,
-    mean over seeds in a band that spans them. Arguments as in `at_l0`."""
-    figure = plots.figure(8.2, 2.6, 1, len(lines) + 1)
-    fvu, on = (at_l0(found, table, y, l0) for y in ("fvu", "l0"))
-    *panels, last = figure.axes
-    for line, axes in zip(lines, panels, strict=True):
-        _curves(fvu.loc[line], axes, parts)
+    """FVU by position against that of the second training context, from position 8 on (few tokens
+    lie before), a panel a line; a curve a training context, mean over seeds in a band that spans
+    them. Arguments as in `at_l0`."""
+    figure = plots.figure(4.6, 2.6, 1, len(lines))
+    fvu = at_l0(found, table, "fvu", l0)
+    apart = 100 * (fvu.div(fvu[parts[1]], axis=0) - 1)
+    for line, axes in zip(lines, figure.axes, strict=True):
+        rows = apart.loc[line]
+        _curves(rows[rows.index.get_level_values("position") >= FIRST], axes, parts)
         axes.set_title(f"{line}, L0 {l0:g}", fontsize=8)
-        axes.set_ylabel("FVU")
-        if fvu.loc[line].notna().any(axis=None):  # else no arms on both sides of l0
-            bands.logarithmic(axes)
-    _curves(on.loc[lines[-1]], last, parts)
-    last.set_title(f"{lines[-1]}, L0 {l0:g}", fontsize=8)
-    last.set_ylabel("L0")
-    panels[0].legend(title="trained on", fontsize=6, title_fontsize=6, frameon=False)
+    figure.axes[0].set_ylabel(f"FVU against training on {parts[1]} (%)")
+    figure.axes[0].legend(title="trained on", fontsize=6, title_fontsize=6, frameon=False)
     return figure
 
 

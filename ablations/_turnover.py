@@ -82,8 +82,9 @@ def said_of(
         cut, less, control = (_of(by.loc[(line, part, name)]) for name in (short, middle, CONTROL))
         said.append(
             f"  {line} trained on {part}: {cut}; last {middle} tokens {less}; control {control}; "
-            f"due to the token's own distant text {over.points()}, over seeds "
-            f"[{100 * own['seeds_low']:+.2f}, {100 * own['seeds_high']:+.2f}]."
+            f"due to the token's own distant text {over.points()} vanish, over seeds "
+            f"[{100 * own['seeds_low']:+.2f}, {100 * own['seeds_high']:+.2f}], "
+            f"{100 * own['appeared']:+.2f} points appear."
         )
     return said
 
@@ -93,18 +94,39 @@ def _of(row: pd.Series) -> str:
     return f"{row['share']:.1%} [{low:.1f}, {high:.1f}] vanish, {row['appeared']:.1%} appear"
 
 
-def elicits_fewer(found: pd.DataFrame, part: str) -> bool | None:
+WORDS = {
+    (True, True): f"Yes, but by less than {100 * FEW:g} points",
+    (True, False): "Yes",
+    (False, True): "No",
+    (False, False): "Not decided",
+}
+
+
+def elicits_other(found: pd.DataFrame, part: str) -> str:
     """Whether more vanishes than by the control, for SAEs trained on a context and for all lines:
-    yes if the intervals over documents lie above 0, no if they end below `FEW`, else None.
+    yes if the intervals over documents lie above 0, no if they end below `FEW`.
 
     Args:
         found: what `shares` gives.
         part: the training context.
     """
     own = found[(found["cut"] == OWN) & (found["part"] == part)]
-    if len(own) and (own["low"] > 0).all():
-        return True
-    return False if len(own) and (own["high"] < FEW).all() else None
+    if own.empty:
+        return WORDS[False, False]
+    return WORDS[bool((own["low"] > 0).all()), bool((own["high"] < FEW).all())]
+
+
+def by_class(by_frequency: pd.DataFrame, short: str) -> str:
+    """Where it is: shares that vanish minus those of the control, by firing frequency.
+
+    Args:
+        by_frequency: `latents` of all parts.
+        short: name of the cut to the short context.
+    """
+    sums = by_frequency.groupby(["cut", "frequency"])[["firings", "vanished"]].sum()
+    share = sums["vanished"] / sums["firings"].where(sums["firings"] > 0)
+    apart = (share[short] - share[CONTROL]).dropna()
+    return ", ".join(f"{100 * value:+.1f} up to {end:.1%}" for end, value in apart.items())
 
 
 def lost(found: pd.DataFrame, cut: str) -> float:

@@ -10,7 +10,7 @@ import torch
 from ablations import _vanishing, context_length
 from ablations._matched import ALL, BOTH, FVU, LINES, LOSS, effects, interval_of
 from ablations._positions import at_l0, by_bin, far_apart
-from ablations._turnover import OWN, elicits_fewer, lost, shares
+from ablations._turnover import OWN, elicits_other, lost, shares
 from ablations._vanishing import CONTROL, Cut, foreign_to, last_activations, reach, readings
 from sae_bench import ablation
 from sae_bench.ablation import Data
@@ -117,7 +117,7 @@ def test_from_end_to_end(results: Results) -> None:
     for each in drawn.values():
         each.draw_without_rendering()
     said = context_length.answer(results)
-    for words in ("Is 6 enough?", "Fixed or variable?", "elicit fewer", "Not decided"):
+    for words in ("Is 6 enough?", "Fixed or variable?", "elicit other", "Not decided"):
         assert words in said
 
 
@@ -140,7 +140,7 @@ def grid_of(effect: dict[str, float], seeds: int = 3) -> pd.DataFrame:
                         more = shift * (1 + (name == "1024")) * (line == "JumpReLU") + noise
                         y = -0.5 * np.log(l0) + more
                         known = {"part": part, "line": line, "eval_set": name, "seed": seed}
-                        logs = {"log_l0": np.log(l0), "log_fvu": y, "log_delta_lm_loss": y - 1}
+                        logs = {"log_l0": np.log(l0), "log_fvu": y, "delta_lm_loss": y - 1}
                         rows.append(known | logs | {"arm": f"{part}/{line}-{seed}-{l0}"})
     return pd.DataFrame(rows)
 
@@ -148,7 +148,7 @@ def grid_of(effect: dict[str, float], seeds: int = 3) -> pd.DataFrame:
 def test_effects_are_found_where_they_are() -> None:
     found = effects(grid_of({"64": 0.1, "256": 0.0, "1024": -0.05, "variable": 0.0}))
     assert found[found["contrast"] == "256"]["mean"].eq(0).all()
-    assert set(found["places"]) == {2, 3}  # of L0 = 16, 32, 64, the loss at two
+    assert set(found["places"]) == {"16, 32, 64", "16, 32"}  # the loss at two
     for outcome in (FVU, LOSS):
         for evaluate, times in (("64", 1), ("1024", 2), (ALL, 4 / 3)):
             where = {"outcome": outcome.name, "evaluate": evaluate, "contrast": "64"}
@@ -253,10 +253,11 @@ def test_the_control_is_taken_off() -> None:
     assert found.loc["64", ["seeds_low", "seeds_high"]].tolist() == pytest.approx([0.4, 0.4])
     assert found.loc[OWN, "seeds_low"] < 0.2 < found.loc[OWN, "seeds_high"]
     assert found.loc[OWN, "appeared"] == pytest.approx(0)
-    assert elicits_fewer(found.reset_index(), "1024") is True
-    assert elicits_fewer(found.reset_index().assign(low=-0.01, high=0.01), "1024") is False
-    assert elicits_fewer(found.reset_index().assign(low=-0.01), "1024") is None
-    assert elicits_fewer(found.reset_index(), "64") is None
+    bounds = {(0.1, 0.3): "Yes", (0.01, 0.015): "Yes, but by less than 2 points"}
+    bounds |= {(-0.01, 0.01): "No", (-0.01, 0.3): "Not decided"}
+    for (low, high), word in bounds.items():
+        assert elicits_other(found.reset_index().assign(low=low, high=high), "1024") == word
+    assert elicits_other(found.reset_index(), "64") == "Not decided"
 
 
 @pytest.fixture(scope="module")
