@@ -15,6 +15,7 @@ from architectures import JumpReLUSAE
 from sae_bench import ablation
 from sae_bench.activations import JumpReLU, LogThreshold
 from sae_bench.cli import main
+from sae_bench.contrasts import Interval
 from sae_bench.results import Results
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.study import study
@@ -106,9 +107,8 @@ def test_nothing_recovered_has_no_precision() -> None:
 # -- the answer -----------------------------------------------------------------------------------
 
 
-def planted(penalty: float, activation: float, path: float = 0.0) -> Results:
-    """log FVU = -0.5 log L0 plus the effects of L0 and of JumpReLU; `path` is what gradients to the
-    input add to the share of L0 above 10%."""
+def planted(penalty: float, activation: float) -> Results:
+    """log FVU = -0.5 log L0 plus the effects of L0 and of JumpReLU."""
     rows, known = [], []
     for arm in synthetic.arms(STUDY):
         columns = arm.columns()
@@ -121,39 +121,46 @@ def planted(penalty: float, activation: float, path: float = 0.0) -> Results:
             columns
             | {"eval_set": "held-out", "l0": l0, "delta_lm_loss": math.nan}
             | {"fvu": math.exp(-0.5 * math.log(l0) + shift + jitter)}
-            | {"l0_share_above_10pct": 0.5 + path * ("input" in name) + jitter}
+            | {"l0_share_above_10pct": 0.5 + jitter, "dead": 0.0}
         )
         share = 0.5 - shift + jitter
         known.append({"arm": arm.key, "true_share": 0.42} | dict.fromkeys(synthetic.KNOWN, share))
     return Results(pd.DataFrame(rows), NONE, {"recovered": pd.DataFrame(known)})
 
 
+ALL = "4, 6, 8, 12, 16, 24"
+
+
 @pytest.mark.parametrize(
-    ("penalty", "activation", "word"),
-    [(-0.2, -0.1, "both"), (-0.2, 0.0, "the penalty"), (0.0, 0.0, "neither")],
+    ("penalty", "activation", "lower", "more"),
+    [
+        (-0.2, -0.1, "falls", "rises"),
+        (0.2, 0.1, "rises", "falls"),
+        (0.0, 0.0, *["not decided"] * 2),
+    ],
 )
-def test_the_answer_says_whether_it_is_as_before(
-    penalty: float, activation: float, word: str
+def test_effects_are_told_place_by_place(
+    penalty: float, activation: float, lower: str, more: str
 ) -> None:
-    said = synthetic.answer(planted(penalty, activation))
-    assert ("As on the language model, FVU" in said) == (word == "both")
-    assert f"with {word} (gradients to theta only*)" in said
-    falls, rises = (f"{way} with {word}" for way in ("falls", "rises"))
-    if word == "neither":
-        falls = rises = "changes with neither"
-    assert f"  features recovered at matched L0 {rises} (gradients" in said
-    assert f"  FVU at matched L0, 6 places, {falls}: JumpReLU" in said
-    assert "Of the true L0 42% is in features that frequent" in said
-    assert "under L0 not decided" in said
+    said = synthetic.answer(planted(penalty, activation)).splitlines()
+    for side in ("JumpReLU for ReLU", "L0 for L1"):
+        for path in ("theta", "input"):
+            assert f"  FVU at matched L0: {side} ({path}) {lower} at L0 {ALL}." in said
+            assert (
+                f"  features recovered at matched L0: {side} ({path}) {more} at L0 {ALL}." in said
+            )
+    assert "Of the true L0, 8, 42% is in features that fire on more than 10% of tokens." in said
+    (header,) = (i for i, line in enumerate(said) if line == "FVU at matched L0, %:")
+    places = [line.split()[0] for line in said[header + 2 : header + 8]]
+    assert places == ALL.split(", ")
 
 
-@pytest.mark.parametrize(
-    ("path", "words"), [(-0.1, "lower, as there"), (0.1, "higher, other than there")]
-)
-def test_frequent_latents_and_the_path(path: float, words: str) -> None:
-    said = synthetic.answer(planted(0.0, 0.0, path))
-    assert f"under L0 {words} (" in said
-    assert f"under L1 {words} (" in said
+def test_effects_that_change_sign() -> None:
+    effects = {"4": Interval(-1, -2, -0.5, 3), "8": Interval(0, -1, 1, 3)}
+    effects["24"] = Interval(2, 1, 3, 3)
+    words = "falls at L0 4; not decided at L0 8; rises at L0 24"
+    assert synthetic._directions(effects) == words
+    assert synthetic._directions({}) == "has no common range of L0"
 
 
 def test_one_world_has_no_verdict() -> None:
