@@ -18,7 +18,14 @@ from torch import Tensor
 from sae_bench.components import Component, label_of
 from sae_bench.errors import InputError
 from sae_bench.kernels import Kernel, Rectangle
-from sae_bench.samples import Batch, Coefficient, Present, Samples, StraightThrough
+from sae_bench.samples import (
+    Batch,
+    Coefficient,
+    Present,
+    Samples,
+    StraightThrough,
+)
+from sae_bench.support import Thinning
 
 State = Mapping[str, Tensor]
 Bandwidth = float | Float[Tensor, " d_sae"]
@@ -47,9 +54,9 @@ class Estimator(Component):
         return False
 
     @property
-    def most_samples(self) -> int | None:
-        """Samples of a latent and step beyond which it takes no more: the first ones stand for all
-        (`Samples.weight`). None: it takes all."""
+    def most_samples(self) -> Thinning | None:
+        """How many samples of each latent it takes in a step, by how many each has: the first ones
+        stand for all (`Samples.weight`). None: it takes all."""
         return None
 
     def init(self, d_sae: int) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sae_bench.sparse_functions import encoded
-from sae_bench.support import Support, above, joined, largest
+from sae_bench.support import Support, Thinning, above, joined, largest
 
 ROWS = 1024
 """Tokens whose pre-activations are in memory at once."""
@@ -31,13 +31,13 @@ class Reach:
 
     Args:
         margin: those less than this below their threshold, in units of the pre-activations.
-        samples: of those within the margin on both sides, below the threshold only the first so
-            many of each latent; None: all.
+        samples: of those within the margin on both sides, how many of each latent are needed, by
+            how many it has: below the threshold only the first so many; None: all.
         most: share of all entries up to which there may be.
     """
 
     margin: float | Float[Tensor, " d_sae"]
-    samples: int | None
+    samples: Thinning | None
     most: float
 
 

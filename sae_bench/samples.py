@@ -106,7 +106,7 @@ class Batch(NamedTuple):
     """What an estimator is given at one optimiser step.
 
     samples: of this batch, at least those within the estimator's `reach` of their threshold; if it
-    takes `most_samples` of each latent, the first, with weights that make up for the others.
+    has a limit (`most_samples`), the first of each latent, with weights that make up for the rest.
     present: thresholds, decoder and penalty now. tokens: size of the batch that the samples were
     taken from.
     """

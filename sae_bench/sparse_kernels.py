@@ -113,6 +113,13 @@ def _thin(first, last, column, value, theta, high, most, count, kept):
 
 
 @loop
+def _count_up_to(first, last, column, value, high, count):
+    for e in range(first, last):
+        i = column[e]
+        count[i] += value[e] <= high[i]
+
+
+@loop
 def _near(first, last, column, value, theta, half, found, count):
     for e in range(first, last):
         i = column[e]
@@ -231,14 +238,19 @@ def ranks(column: Array, width: int) -> tuple[Array, Array]:
     return out, count
 
 
-def thin(
-    column: Array, value: Array, theta: Array, high: Array, most: int, width: int
-) -> tuple[Array, Array]:
+def count_up_to(column: Array, value: Array, high: Array) -> Array:
+    """How many entries up to `high` each column has."""
+    count = np.zeros(len(high), np.int64)
+    _count_up_to(0, len(column), column, value, high, count)
+    return count
+
+
+def thin(column: Array, value: Array, theta: Array, high: Array, most: int) -> Array:
     """Which entries are left if of those up to `high` each column keeps the first `most`, and all
-    above `theta`; and how many up to `high` each had."""
-    kept, count = np.empty(len(column), np.bool_), np.zeros(width, np.int64)
+    above `theta`."""
+    kept, count = np.empty(len(column), np.bool_), np.zeros(len(high), np.int64)
     _thin(0, len(column), column, value, theta, high, most, count, kept)
-    return kept, count
+    return kept
 
 
 def near(column: Array, value: Array, theta: Array, half: Array) -> Array:

@@ -1,5 +1,6 @@
 """Where the latents of a batch fired: the places that codes, steps and gradients share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,6 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_bench import sparse_kernels as kernels
+
+Thinning = Callable[[Int[Tensor, " width"]], int]
+"""How many samples each latent has in a step -> how many of each are taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +74,14 @@ class Support:
         value: Float[Tensor, " entries"],
         theta: Float[Tensor, " width"],
         high: Float[Tensor, " width"],
-        most: int,
+        most: Thinning,
     ) -> tuple["Support", Bool[Tensor, " entries"]]:
-        """All entries above `theta`, and of those up to `high` the first `most` of each latent."""
-        found, count = kernels.thin(
-            self.column, _array(value), _array(theta), _array(high), most, self.width
-        )
-        kept = torch.from_numpy(found)
-        return replace(self.narrowed(kept), near=torch.from_numpy(count)), kept
+        """All entries above `theta`, and of those up to `high` the first of each latent, as many as
+        `most` says."""
+        arrays = self.column, _array(value), _array(theta), _array(high)
+        near = torch.from_numpy(kernels.count_up_to(arrays[0], arrays[1], arrays[3]))
+        kept = torch.from_numpy(kernels.thin(*arrays, most(near)))
+        return replace(self.narrowed(kept), near=near), kept
 
     def times(
         self,

@@ -160,7 +160,8 @@ class WithThresholds(nn.Module):
             return samples
         rank, count = ranks(latent, self.d_sae)
         near = latents.f.support.near if isinstance(latents.f, Sparse) else None
-        return samples.first(most, rank, count if near is None else near)
+        offered = count if near is None else near
+        return samples.first(most(offered), rank, offered)
 
     @property
     def _own(self) -> dict[str, Tensor]:

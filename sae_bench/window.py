@@ -1,15 +1,17 @@
 """The persistent kernel density estimate: a window over the samples of the last steps."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_bench.errors import InputError
 from sae_bench.estimator import Bandwidth, Estimate, Remembering, State
 from sae_bench.ranks import ranks
 from sae_bench.samples import Batch, Present, Samples
+from sae_bench.support import Thinning
 
 MOST = 8
 """Times its share of the slots that one latent can take."""
@@ -50,9 +52,9 @@ class WindowKDE(Remembering):
             )
 
     @property
-    def most_samples(self) -> int:
-        """8 slots."""
-        return MOST * self.slots
+    def most_samples(self) -> Thinning:
+        """What its places suffice for."""
+        return partial(most, slots=self.slots)
 
     def init(self, d_sae: int) -> dict[str, Tensor]:
         """Empty slots (weight 0): tensors of their own for each step, so that those of other steps
@@ -112,13 +114,14 @@ class WindowKDE(Remembering):
 
 
 def shared(samples: Samples, d_sae: int, slots: int) -> Samples:
-    """At most slots * d_sae of them: the first m of each latent, m as large as it can be, with
-    weights that make up for the others."""
+    """The first m of each latent, m as large as it can be for slots * d_sae places, with weights
+    that make up for the others."""
     rank, count = ranks(samples.latent, d_sae)
-    if len(rank) <= slots * d_sae:
-        return samples
+    return samples.first(most(count, slots), rank, count)
+
+
+def most(count: Int[Tensor, " d_sae"], slots: int) -> int:
+    """The largest m with sum over latents of min(m, count) <= slots d_sae and m <= 8 slots."""
     fewer = torch.bincount(count).cumsum(0)  # latents with at most 0, 1, 2, ... samples
-    most = int(
-        ((d_sae - fewer).cumsum(0) <= slots * d_sae).sum()
-    )  # sum over latents of min(m, count)
-    return samples.first(most, rank, count)
+    taken = (len(count) - fewer).cumsum(0)  # with m = 1, 2, 3, ...
+    return min(int((taken <= slots * len(count)).sum()), MOST * slots)
