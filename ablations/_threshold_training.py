@@ -275,6 +275,9 @@ def _rates(table: pd.DataFrame) -> str:
     lowest = table["threshold_lr"].min()
     if all(np.isclose(rates, lowest).all() for rates in picked):
         said += " All chose the lowest that was tried; lower ones may be better still."
+    every = gains(table)
+    if outside := [f"{rate:g}" for rate in every if every[rate].isna().all()]:
+        said += f" No arm at {', '.join(outside)} has an L0 inside its line's range."
     return said
 
 
