@@ -6,8 +6,9 @@ latent. At matched mean L0 they are compared in FVU and delta LM loss, over all 
 of difficulty: the untouched model's cross-entropy at the token, in predicting the next one.
 
 Stated before the run:
-- Places of comparison: L0 = 16, 32, 64, 128, those inside the range of every seed of all lines;
-  monotone interpolation in log L0. Differences from TopK are paired over seeds, 95% t-intervals.
+- Places of comparison: L0 = 16, 32, 64, 128, for delta LM loss (in nats) the first three, those
+  inside the range of every seed of all lines; monotone interpolation in log L0. Differences from
+  TopK are paired over seeds, 95% t-intervals, place by place and as means over places.
 - FVU of a decile is the squared error of its tokens over their squared deviation from the mean of
   all tokens measured. Deciles hold equally many tokens of `lm_tokens` scored positions.
 - Learning rate 8e-3: the best of the trials of `ablations/factorial.py` for JumpReLU and for TopK;
@@ -18,6 +19,7 @@ settings and 3 paired seeds a line: 36 arms, about 12 minutes of training on two
 evaluation, since deciles need the language model once more.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,17 +136,24 @@ def _measured(table: pd.DataFrame) -> pd.DataFrame:
     return known.assign(line=known["architecture"])
 
 
-def differences(table: pd.DataFrame, y: str) -> tuple[dict[str, Interval], list[int]]:
-    """y of each adaptive line minus TopK's, mean over the places, and the places.
+def differences(
+    table: pd.DataFrame, y: str, at: Sequence[int] = PLACES
+) -> dict[str, dict[str, Interval]]:
+    """y of each adaptive line minus TopK's: mean over the places, then at each of them, by L0.
 
     Args:
         table: one row an arm, with line, seed, eval_set, log_l0 and y.
+        at: values of L0, of which those that all lines reach are the places.
     """
     low, high = common_range(table, "log_l0", y, "line", LINES)
-    places = [place for place in PLACES if low <= np.log(place) <= high]
-    values = matched(table, "log_l0", y, [float(np.log(place)) for place in places], "line")
-    apart = {line: values.loc[line] - values.loc[FIXED] for line in ADAPTIVE}
-    return {name: t_interval(rows.mean(axis=1).to_numpy()) for name, rows in apart.items()}, places
+    places = {str(place): float(np.log(place)) for place in at if low <= np.log(place) <= high}
+    values = matched(table, "log_l0", y, list(places.values()), "line")
+    found = {}
+    for line in ADAPTIVE if places else ():
+        apart = values.loc[line] - values.loc[FIXED]
+        by_place = {name: t_interval(apart[x].to_numpy()) for name, x in places.items()}
+        found[line] = {"mean": t_interval(apart.mean(axis=1).to_numpy()), **by_place}
+    return found
 
 
 def _deciles(results: Results) -> pd.DataFrame:
@@ -158,26 +167,34 @@ def answer(results: Results) -> str:
     """Differences from TopK at matched L0, over all tokens and at both ends of difficulty."""
     table = _measured(results.table)
     said = ["What tokens gain that may differ in L0, at matched mean L0, against TopK:"]
-    for y, name in (("log_fvu", "FVU"), ("log_delta_lm_loss", "delta LM loss")):
-        found, places = differences(table, y)
-        if not places:
+    outcomes = (
+        ("log_fvu", "FVU", PLACES, Interval.percent),
+        ("delta_lm_loss", "delta LM loss, nats", PLACES[:3], _in_nats),
+    )
+    for y, name, at, say in outcomes:
+        found = differences(table, y, at)
+        if not found:
             said.append(f"  {name}: no common range of L0, so no answer.")
-            continue
-        shown = ", ".join(f"{line} {found[line].percent()}" for line in ADAPTIVE)
-        said.append(f"  {name} at L0 {', '.join(map(str, places))}: {shown}.")
+        for line, effects in found.items():
+            shown = "; ".join(f"{place} {say(each)}" for place, each in effects.items())
+            said.append(f"  {name}, {line} at L0 {shown}.".replace("at L0 mean", "mean"))
     if results.further.get("difficulty", pd.DataFrame()).empty:
         return "\n".join(said)
     deciles = _deciles(results)
     for decile, words in ((0, "easiest"), (DECILES - 1, "hardest")):
-        found, _ = differences(deciles[deciles["decile"] == decile], "log_fvu")
-        shown = ", ".join(f"{line} {found[line].percent()}" for line in ADAPTIVE)
-        said.append(f"  FVU of the {words} tenth of the tokens: {shown}.")
+        found = differences(deciles[deciles["decile"] == decile], "log_fvu")
+        shown = ", ".join(f"{line} {each['mean'].percent()}" for line, each in found.items())
+        said.append(f"  FVU of the {words} tenth of the tokens: {shown or 'no common range'}.")
     ends = deciles[deciles["decile"].isin((0, DECILES - 1))]
     spread = ends.pivot_table(index=["line", "arm"], columns="decile", values="l0")
     ratio = (spread[DECILES - 1] / spread[0]).groupby("line").mean()
     shown = ", ".join(f"{line} {ratio[line]:.2f}" for line in LINES)
     said.append(f"  L0 of the hardest tenth over L0 of the easiest, mean over arms: {shown}.")
     return "\n".join(said)
+
+
+def _in_nats(effect: Interval) -> str:
+    return f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
 
 
 def figures(results: Results) -> dict[str, Figure]:

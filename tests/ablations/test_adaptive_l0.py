@@ -75,11 +75,12 @@ def test_differences_are_found_where_they_are() -> None:
         for seed in range(3)
         for l0 in (15, 40, 100)
     ]
-    found, places = adaptive_l0.differences(pd.DataFrame(rows), "log_fvu")
-    assert places == [16, 32, 64]
-    assert found["BatchTopK"].mean == pytest.approx(-0.1)
-    assert found["JumpReLU"].mean == pytest.approx(0.201)
-    assert found["JumpReLU"].low > 0
+    found = adaptive_l0.differences(pd.DataFrame(rows), "log_fvu")
+    assert list(found["BatchTopK"]) == ["mean", "16", "32", "64"]
+    assert all(each.mean == pytest.approx(-0.1) for each in found["BatchTopK"].values())
+    assert found["JumpReLU"]["mean"].mean == pytest.approx(0.201)
+    assert found["JumpReLU"]["mean"].low > 0
+    assert adaptive_l0.differences(pd.DataFrame(rows), "log_fvu", at=(8,)) == {}
 
 
 def test_without_a_language_model_there_are_no_deciles(results: Results, tmp_path: Path) -> None:
