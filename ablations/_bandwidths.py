@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ablations._estimators import PULLS, look
-from ablations._matched import in_percent
+from ablations._matched import in_words
 from ablations._threshold_noise import loglog, text
 from ablations._threshold_training import (
     FVU,
@@ -116,7 +116,7 @@ def _calls(rows: pd.DataFrame) -> dict[str, Interval]:
 
 def _sentence(kind: str, rows: pd.DataFrame) -> str:
     shown = ", ".join(
-        f"{name} {in_percent(each)} ({word(each)}, {places} places)"
+        f"{name} {in_words(each)} ({word(each)}, {places} places)"
         for (name, each), places in zip(_calls(rows).items(), rows["places"], strict=True)
     )
     return f"    {kind}: {shown}."

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations._matched import in_percent
+from ablations._matched import in_words
 from ablations._threshold_noise import text
 from ablations._threshold_training import FVU, decided, word
 from ablations._windows import EXPLAINED, SEEN, SHAPES
@@ -58,7 +58,7 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     for way, rows in found.groupby("way", sort=False):
         calls[way] = intervals(rows)
         shown = ", ".join(
-            f"{r.contrast} {in_percent(calls[way][r.contrast])} "
+            f"{r.contrast} {in_words(calls[way][r.contrast])} "
             f"({word(calls[way][r.contrast])}, {r.places} places)"
             for r in rows.itertuples()
         )
