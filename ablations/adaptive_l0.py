@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ablations._lines import Tuned, prepared
-from ablations.factorial import STUDY
+from ablations.factorial import FLOOR, STUDY
 from architectures import BatchTopKSAE, JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
 from sae_bench import bands, plots
@@ -46,6 +46,8 @@ from sae_bench.splicing import losses, text_batches
 
 PLACES = (16, 32, 64, 128)
 DECILES = 10
+AT = 64
+"""L0 of the FVU that is drawn by decile."""
 LINES = ("TopK", "BatchTopK", "JumpReLU")
 FIXED, *ADAPTIVE = LINES
 
@@ -201,8 +203,9 @@ def figures(results: Results) -> dict[str, Figure]:
     """Frontiers with bands over seeds, the spread of L0, and FVU and L0 by decile."""
     table = _measured(results.table)
     drawn = plots.figure(6.8, 2.6, 1, 2)
-    for y, axes in zip(("fvu", "delta_lm_loss"), drawn.axes, strict=True):
-        bands.bands(table, axes, x="l0", y=y, by="line", lines=list(LINES))
+    known = table[table["delta_lm_loss"].isna() | (table["delta_lm_loss"] > FLOOR)]
+    for y, rows, axes in zip(("fvu", "delta_lm_loss"), (table, known), drawn.axes, strict=True):
+        bands.bands(rows, axes, x="l0", y=y, by="line", lines=list(LINES))
         bands.logarithmic(axes)
     bands.label_ends(drawn.axes[1])
     found = {"frontiers": drawn}
@@ -212,21 +215,29 @@ def figures(results: Results) -> dict[str, Figure]:
 
 
 def _by_difficulty(deciles: pd.DataFrame) -> Figure:
-    """Of each line and seed, the arm whose mean L0 is nearest to 64."""
+    """L0 over the arm's mean, mean over arms, and FVU where the mean L0 is 64, by decile; bands
+    span the seeds."""
     drawn = plots.figure(6.8, 2.6, 1, 2)
-    miss = (deciles["log_l0"] - np.log(64)).abs()
-    near = deciles[miss == miss.groupby([deciles["line"], deciles["seed"]]).transform("min")]
-    for y, axes in zip(("l0", "fvu"), drawn.axes, strict=True):
+    own = deciles["l0"] / deciles.groupby("arm")["l0"].transform("mean")
+    relative = deciles.assign(value=own).groupby(["line", "decile", "seed"])["value"].mean()
+    at = float(np.log(AT))
+    values = {
+        decile: np.exp(matched(part, "log_l0", "log_fvu", [at], "line")[at])
+        for decile, part in deciles.groupby("decile")
+    }
+    fvu = pd.concat(values, names=["decile"]).swaplevel("decile", "line")
+    labels = ("L0 over its mean", f"FVU at L0 {AT}")
+    for rows, label, axes in zip((relative, fvu), labels, drawn.axes, strict=True):
         for index, line in enumerate(LINES):
-            _decile_line(near[near["line"] == line], axes, y, index, line)
-        axes.set(xlabel="decile of the token's loss", ylabel={"l0": "L0", "fvu": "FVU"}[y])
+            _decile_line(rows.loc[line], axes, index, line)
+        axes.set(xlabel="decile of the token's loss, from easy to hard", ylabel=label)
         axes.grid(alpha=0.25, linewidth=0.5)
     bands.label_ends(drawn.axes[1])
     return drawn
 
 
-def _decile_line(rows: pd.DataFrame, axes: Axes, y: str, index: int, line: str) -> None:
-    by: Any = rows.groupby("decile")[y]
+def _decile_line(rows: "pd.Series[float]", axes: Axes, index: int, line: str) -> None:
+    by = rows.groupby("decile")
     colour, places = bands.COLOURS[index], np.arange(1, DECILES + 1)
     axes.plot(places, by.mean(), bands.MARKERS[index], color=colour, markersize=3, label=line)
     axes.plot(places, by.mean(), color=colour, linewidth=1)
