@@ -25,7 +25,7 @@ def test_parts_differ_from_the_factorial_in_one_thing() -> None:
     }
     assert changed == {
         "base": [],
-        "layer-20": ["data"],
+        "layer-5": ["data"],
         "wide": ["d_sae"],
         "long": ["data", "recipe"],
     }
@@ -54,8 +54,8 @@ def test_words(effect: float, base: float, word: str) -> None:
 
 
 def planted() -> Results:
-    """The penalty's effect as in `base` at layer 20, and none of the activation's in `wide`."""
-    effects = {"base": (-0.2, -0.1), "layer-20": (-0.2, -0.04), "wide": (-0.2, 0.0)}
+    """The penalty's effect as in `base` at layer 5, and none of the activation's in `wide`."""
+    effects = {"base": (-0.2, -0.1), "layer-5": (-0.2, -0.04), "wide": (-0.2, 0.0)}
     parts = [
         synthetic(penalty, activation, seeds=1).assign(part=part)
         for part, (penalty, activation) in effects.items()
@@ -67,7 +67,7 @@ def test_the_answer_says_what_survives() -> None:
     said = scale.answer(planted()).splitlines()
     activation = next(line for line in said if line.startswith("  JumpReLU for ReLU, FVU"))
     assert "base -9.6%" in activation
-    assert "layer-20 -4.0% (4 places): weaker" in activation
+    assert "layer-5 -4.0% (4 places): weaker" in activation
     assert "wide -0.1% (4 places): does not survive" in activation
     penalty = next(line for line in said if line.startswith("  L0 for L1, FVU"))
     assert penalty.count("survives") == 2
