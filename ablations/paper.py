@@ -28,8 +28,8 @@ residual stream after layer 9, not yet at these sites. Gated (original) is train
 resampling, and TopK is exact where the paper's is approximate. 262 arms of 200k tokens; at the
 factorial's pace a part takes 8 minutes to train and 3 to measure on two cores.
 
-Not solved: after layers 14 and 22 a few tokens (0.02%, at the first positions of contexts) have
-norms of up to 100 times the median. At layer 20 they let over 90% of the latents die.
+Not solved: after layer 20 a few tokens (0.02%, at the first positions of contexts) have norms of up
+to 100 times the median, and over 90% of the latents die. Layers 14 and 22 have not been looked at.
 
 SAEs that were finished elsewhere (`--released`) have curves of their own in figures 2, 5, 10 to 14
 and 16; `ablations/released.py` draws them without training any.
