@@ -37,7 +37,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations import factorial
-from ablations._lines import prepared
+from ablations._lines import CELLS, prepared
 from ablations._squares import WAYS, is_share
 from ablations.factorial import FVU, SIDES, Factorial, arms
 from sae_bench import bands, plots
@@ -172,14 +172,15 @@ def figures(results: Results) -> dict[str, Figure]:
     parts = [part for part in PARTS if part in set(table["part"])]
     drawn = plots.figure(0.4 + 1.9 * len(parts), 3.8, 2, len(parts))
     grid = np.array(drawn.axes).reshape(2, len(parts))
-    for part, column in zip(parts, grid.T, strict=True):
+    for index, (part, column) in enumerate(zip(parts, grid.T, strict=True)):
         rows = table[table["part"] == part]
         for axes, y in zip(column, ("fvu", SHARE.y), strict=True):
-            bands.bands(rows, axes, x="l0", y=y, by="cell", lines=list(SQUARE.cells))
-            if column is not grid.T[0]:
+            bands.bands(rows, axes, x="l0", y=y, by="cell", lines=list(CELLS))
+            if index:
                 axes.set_ylabel("")
         bands.logarithmic(column[0])
-        column[0].set(title=part, xlabel="")
+        column[0].set_title(part, fontsize=8)
+        column[0].set_xlabel("")
     made = {"frontiers": plots.legend_below(drawn, grid[0, 0])}
     if len(found := measured_effects(table)):
         made["effects"] = _effects(found)
