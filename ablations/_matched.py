@@ -96,6 +96,4 @@ def in_words(effect: Interval, outcome: Outcome = FVU) -> str:
     """An effect: on FVU in percent, on the loss in nats; without a common place, that."""
     if not math.isfinite(effect.mean):
         return "no common range of L0"
-    if outcome == FVU:
-        return effect.percent()
-    return f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
+    return effect.percent() if outcome == FVU else effect.nats()

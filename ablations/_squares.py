@@ -69,13 +69,14 @@ def summary(found: pd.DataFrame, outcomes: Iterable[Outcome]) -> list[str]:
     return said
 
 
-def _say(outcome: Outcome) -> Callable[[Interval], str]:
+def saying(outcome: Outcome) -> Callable[[Interval], str]:
+    """How its effects are said: shares in points, losses in percent."""
     return Interval.points if is_share(outcome) else Interval.percent
 
 
 def sentence(outcome: Outcome, found: Mapping[str, Interval], places: int) -> str:
     """One outcome in one way: what it changes with, both effects, and what both do together."""
-    say = _say(outcome)
+    say = saying(outcome)
     if not places:
         return f"  {outcome.name}: the cells have no common range, so no answer."
     text = (
@@ -102,7 +103,7 @@ def by_place(table: pd.DataFrame, outcome: Outcome, way: str) -> list[str]:
     square = WAYS[way]
     places = outcome.places(table, "cell", square.cells)
     contrasts = square.contrasts(matched(table, outcome.x, outcome.y, places, "cell"))
-    say, said = _say(outcome), []
+    say, said = saying(outcome), []
     for place in places:
         found = {name: t_interval(frame[place].to_numpy()) for name, frame in contrasts.items()}
         said.append(
@@ -124,7 +125,7 @@ def paths(table: pd.DataFrame, outcomes: Iterable[Outcome]) -> list[str]:
             for outcome in outcomes
         }
         shown = ", ".join(
-            f"{outcome.name} {_say(outcome)(each)}" for outcome, each in found.items()
+            f"{outcome.name} {saying(outcome)(each)}" for outcome, each in found.items()
         )
         said.append(f"  under {penalty}: {shown}.")
     return said

@@ -171,7 +171,7 @@ def answer(results: Results) -> str:
     said = ["What tokens gain that may differ in L0, at matched mean L0, against TopK:"]
     outcomes = (
         ("log_fvu", "FVU", PLACES, Interval.percent),
-        ("delta_lm_loss", "delta LM loss, nats", PLACES[:3], _in_nats),
+        ("delta_lm_loss", "delta LM loss, nats", PLACES[:3], Interval.nats),
     )
     for y, name, at, say in outcomes:
         found = differences(table, y, at)
@@ -193,10 +193,6 @@ def answer(results: Results) -> str:
     shown = ", ".join(f"{line} {ratio[line]:.2f}" for line in LINES)
     said.append(f"  L0 of the hardest tenth over L0 of the easiest, mean over arms: {shown}.")
     return "\n".join(said)
-
-
-def _in_nats(effect: Interval) -> str:
-    return f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
 
 
 def figures(results: Results) -> dict[str, Figure]:

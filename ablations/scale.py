@@ -9,7 +9,8 @@ thing:
     long       4M training tokens instead of 400k, all schedules stretched alike, out of 1M cached
                tokens of 5 times as many documents: 4 passes instead of 2
 
-Layer 20 was tried first and gives no comparison: 92 to 99% of the latents died in every cell. There
+Layer 20 was tried first and gives no comparison: 92 to 99% of the latents died in every cell
+(`sae-bench run scale --parts base --site layers.20.resid_post`). There
 0.02% of the tokens, at the first positions of contexts, have norms of up to 100 times the median
 and hold a third of the squared norm; an early layer has no such tokens.
 

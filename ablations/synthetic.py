@@ -48,7 +48,7 @@ from torch import Tensor
 
 from ablations import factorial
 from ablations._lines import CELLS, TUNED, prepared
-from ablations._squares import WAYS, is_share
+from ablations._squares import WAYS, saying
 from ablations._threshold_noise import text
 from sae_bench import bands, plots
 from sae_bench.ablation import Finished, Origin, Preset
@@ -249,10 +249,9 @@ def answer(results: Results) -> str:
             for name, effects in _at_places(table, outcome, square).items()
         }
         said += [f"  {outcome.name}: {name} {_directions(each)}." for name, each in found.items()]
-        say = _in_points if is_share(outcome) else _in_percent
+        say = saying(outcome)
         rows = {name: {x: say(each) for x, each in by.items()} for name, by in found.items()}
-        unit = "points" if is_share(outcome) else "%"
-        said.append(f"{outcome.name}, {unit}:\n{text(pd.DataFrame(rows).rename_axis('L0'), 3)}")
+        said.append(f"{outcome.name}:\n{text(pd.DataFrame(rows).rename_axis('L0'), 3)}")
     said += [
         f"Of the true L0, {L0:g}, {table['true_share'].mean():.0%} is in features that fire on "
         "more than 10% of tokens.",
@@ -284,15 +283,6 @@ def _directions(effects: Mapping[str, Interval]) -> str:
         words[word].append(place)
     shown = (f"{word} at L0 {', '.join(places)}" for word, places in words.items() if places)
     return "; ".join(shown) or "has no common range of L0"
-
-
-def _in_percent(effect: Interval) -> str:
-    return effect.percent().replace("%", "")
-
-
-def _in_points(effect: Interval) -> str:
-    mean, low, high = (100 * value for value in (effect.mean, effect.low, effect.high))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _recovery(table: pd.DataFrame, l0: float = L0) -> str:

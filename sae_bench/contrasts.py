@@ -42,6 +42,10 @@ class Interval:
         mean, low, high = (100 * value for value in (self.mean, self.low, self.high))
         return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] points"
 
+    def nats(self) -> str:
+        """An effect on a loss, in nats."""
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
     @property
     def half_width(self) -> float:
         """Half the length."""

@@ -150,7 +150,7 @@ def test_effects_are_told_place_by_place(
                 f"  features recovered at matched L0: {side} ({path}) {more} at L0 {ALL}." in said
             )
     assert "Of the true L0, 8, 42% is in features that fire on more than 10% of tokens." in said
-    (header,) = (i for i, line in enumerate(said) if line == "FVU at matched L0, %:")
+    (header,) = (i for i, line in enumerate(said) if line == "FVU at matched L0:")
     places = [line.split()[0] for line in said[header + 2 : header + 8]]
     assert places == ALL.split(", ")
 
