@@ -15,7 +15,7 @@ from sae_bench.components import Component
 from sae_bench.errors import InputError
 
 INSERTED = -1
-"""Stands for the document of a token that is in none: BOS, separator, padding."""
+"""Stands for the document of a token that is in none (BOS, separator, padding) or is only read."""
 
 Tokens = Sequence[int] | Int[np.ndarray, "tokens"]
 
@@ -26,7 +26,8 @@ class Context:
 
     Args:
         ids: token ids, BOS included where there is one.
-        documents: index of the document that each token came from; -1 for an inserted one.
+        documents: index of the document that each token came from; -1 for an inserted one and for
+            one that does not count.
     """
 
     ids: Int64[np.ndarray, "length"]
@@ -128,6 +129,36 @@ class VariableLength(ContextPolicy):
             yield min(max(int(drawn), self.low), self.high)  # rounding may step out by a hair
 
 
+@dataclass(frozen=True)
+class Settled(ContextPolicy):
+    """The contexts of another policy, whose first positions are read and do not count: the language
+    model sees them; they are neither trained on nor measured nor scored, and keep their activations
+    where reconstructions are spliced in.
+
+    Behind the middle of many models the first tokens of some contexts have norms of up to 100 times
+    the median, as their BOS has in all (attention sinks: Sun et al. 2024, arXiv 2402.17762). So few
+    of them hold so much of the squared norm that SAEs fit them and little else.
+
+    Args:
+        policy: cuts the contexts.
+        first: position from which on tokens count; BOS is at 0.
+    """
+
+    policy: ContextPolicy
+    first: int = 8
+
+    def __post_init__(self) -> None:
+        _check_at_least("Settled.first", self.first, 1)
+
+    def contexts(
+        self, documents: Iterable[tuple[int, Tokens]], bos: int | None, separator: int | None
+    ) -> Iterator[Context]:
+        """See `ContextPolicy.contexts`."""
+        for context in self.policy.contexts(documents, bos, separator):
+            read = np.arange(len(context.ids)) < self.first
+            yield Context(context.ids, np.where(read, INSERTED, context.documents))
+
+
 def _filled(
     documents: Iterable[tuple[int, Tokens]],
 ) -> Iterator[tuple[int, Int64[np.ndarray, "tokens"]]]:
@@ -137,20 +168,6 @@ def _filled(
             yield index, _row(tokens)
 
 
-def ordinary(
-    ids: Int[np.ndarray, "*shape"], special: Collection[int]
-) -> Bool[np.ndarray, "*shape"]:
-    """Which positions count: True where the token is not special.
-
-    The one rule for training, normalisation, L0, FVU, frequencies and cross-entropy alike.
-
-    Args:
-        ids: token ids, of any shape.
-        special: ids of BOS, EOS, pad and every other special token of the tokenizer.
-    """
-    return np.isin(ids, np.fromiter(special, np.int64), invert=True)
-
-
 @dataclass(frozen=True, eq=False)
 class PaddedBatch:
     """Contexts as a rectangle, padded on the right.
@@ -158,12 +175,26 @@ class PaddedBatch:
     Args:
         ids: token ids, the pad id behind the end.
         mask: True on the positions of the contexts, BOS included; False on padding.
-        documents: index of the document of each token; -1 for inserted tokens and padding.
+        documents: as in `Context`; -1 for padding.
     """
 
     ids: Int64[np.ndarray, "batch length"]
     mask: Bool[np.ndarray, "batch length"]
     documents: Int64[np.ndarray, "batch length"]
+
+
+def ordinary(tokens: Context | PaddedBatch, special: Collection[int]) -> Bool[np.ndarray, "*shape"]:
+    """Which positions count: those of tokens that belong to a document and are not special. Padding
+    does not.
+
+    The one rule for training, normalisation, L0, FVU, frequencies and cross-entropy alike.
+
+    Args:
+        tokens: a context or a batch of them.
+        special: ids of BOS, EOS, pad and every other special token of the tokenizer.
+    """
+    unusual = np.isin(tokens.ids, np.fromiter(special, np.int64))
+    return (tokens.documents != INSERTED) & ~unusual
 
 
 def padded_batches(

@@ -106,7 +106,7 @@ class Reading:
         tokens = 0
         for context in self.contexts(held_out):
             contexts.append(context)
-            tokens += int(ordinary(context.ids, self.model.special_ids).sum())
+            tokens += int(ordinary(context, self.model.special_ids).sum())
             if tokens >= shard_tokens:
                 yield contexts
                 contexts, tokens = [], 0
@@ -136,7 +136,7 @@ class Reading:
     def passes(self, contexts: Iterable[Context]) -> Iterator["Pass"]:
         """The passes that the model takes over the contexts; it has not run yet."""
         for batch in padded_batches(contexts, self.batch_tokens, self.model.pad_id, WINDOW):
-            yield Pass(batch, batch.mask & ordinary(batch.ids, self.model.special_ids))
+            yield Pass(batch, ordinary(batch, self.model.special_ids))
 
     def activations(
         self, each: "Pass", sites: Sequence[Site]

@@ -66,7 +66,7 @@ def text_batches(
 ) -> Iterator[TextBatch]:
     """Contexts spread over a cache, about `tokens` tokens in all, padded on the right."""
     for batch in padded_batches(spread(cache, tokens), batch_tokens, lm.pad_id):
-        counted = ordinary(batch.ids, lm.special_ids) & batch.mask
+        counted = ordinary(batch, lm.special_ids)
         ids, mask, kept = (
             torch.from_numpy(a).to(lm.device) for a in (batch.ids, batch.mask, counted)
         )

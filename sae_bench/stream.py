@@ -191,7 +191,7 @@ class ActivationStream(ActivationSource):
     def _epoch(self) -> Iterator[Context]:
         tokens = 0
         for context in self._reading.contexts(held_out=False):
-            tokens += int(ordinary(context.ids, self._reading.model.special_ids).sum())
+            tokens += int(ordinary(context, self._reading.model.special_ids).sum())
             yield context
         if not tokens:
             raise InputError(

@@ -12,6 +12,7 @@ from sae_bench.contexts import (
     ContextPolicy,
     Packed,
     PerDocument,
+    Settled,
     VariableLength,
     ordinary,
     padded_batches,
@@ -139,6 +140,7 @@ def test_draws_depend_on_seed_and_document_alone():
         lambda: VariableLength(low=2),
         lambda: VariableLength(low=20, high=19),
         lambda: VariableLength(seed=-1),
+        lambda: Settled(Packed(8), 0),
     ],
 )
 def test_impossible_lengths_are_refused(make):
@@ -146,15 +148,37 @@ def test_impossible_lengths_are_refused(make):
         make()
 
 
-@pytest.mark.parametrize("policy", [Packed(64), PerDocument(64), VariableLength(3, 64, seed=5)])
+@pytest.mark.parametrize(
+    "policy",
+    [Packed(64), PerDocument(64), VariableLength(3, 64, seed=5), Settled(PerDocument(64), 4)],
+)
 def test_records_come_back_equal(policy):
     assert from_record(ContextPolicy, policy.record()) == policy
 
 
-def test_only_ordinary_tokens_count():
-    ids = np.array([[0, 5, 6], [7, 2, 0]])
-    assert ordinary(ids, {0, 2}).tolist() == [[False, True, True], [True, False, False]]
-    assert ordinary(ids, ()).all()
+def test_only_ordinary_tokens_of_documents_count():
+    ids, documents = np.array([0, 5, 6, 7, 2]), np.array([INSERTED, 3, INSERTED, 4, 4])
+    context = Context(ids, documents)
+    assert ordinary(context, {0, 2}).tolist() == [False, True, False, True, False]
+    assert ordinary(context, ()).tolist() == [False, True, False, True, True]
+    short = Context(ids[:2], documents[:2])
+    (batch,) = padded_batches([context, short], 10, PAD)
+    assert ordinary(batch, {0, 2}).tolist() == [
+        [False, True, False, False, False],  # the short one, padded
+        [False, True, False, True, False],
+    ]
+
+
+@given(corpora, st.integers(1, 25), bos_tokens, st.one_of(per_document, st.builds(Packed)))
+def test_the_first_positions_are_read_and_do_not_count(corpus, first, bos, policy):
+    special = {BOS, EOS}
+    whole = list(policy.contexts(corpus, bos, EOS))
+    settled = list(Settled(policy, first).contexts(corpus, bos, EOS))
+    for one, other in zip(whole, settled, strict=True):
+        assert (one.ids == other.ids).all()
+        assert not ordinary(other, special)[:first].any()
+        assert (ordinary(other, special)[first:] == ordinary(one, special)[first:]).all()
+        assert (other.documents[first:] == one.documents[first:]).all()
 
 
 def contexts_of(lengths):

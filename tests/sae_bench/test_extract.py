@@ -7,7 +7,7 @@ from filelock import FileLock
 
 from sae_bench import extract as extraction
 from sae_bench import reading as reading_module
-from sae_bench.contexts import Packed, PerDocument, VariableLength, ordinary
+from sae_bench.contexts import Packed, PerDocument, Settled, VariableLength, ordinary
 from sae_bench.documents import is_held_out
 from sae_bench.errors import InputError
 from sae_bench.extract import extract
@@ -59,7 +59,9 @@ def forward_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2"])
-@pytest.mark.parametrize("context", [Packed(20), PerDocument(20), VariableLength(4, 40)])
+@pytest.mark.parametrize(
+    "context", [Packed(20), PerDocument(20), VariableLength(4, 40), Settled(Packed(20), 3)]
+)
 def test_rows_are_the_model_s_activations(tmp_path: Path, family: str, context) -> None:
     """The stored contexts, run one at a time without padding, give the stored rows."""
     model, site_name = tiny_model(family), "layers.1.resid_post"
@@ -77,7 +79,7 @@ def test_rows_are_the_model_s_activations(tmp_path: Path, family: str, context) 
             run_alone = capture(model, ids, torch.ones_like(ids, dtype=torch.bool), [site])
             here = np.flatnonzero(columns.context == number)
             position = columns.position[here]
-            kept = ordinary(found.ids, model.special_ids)
+            kept = ordinary(found, model.special_ids)
             assert sorted(position) == np.flatnonzero(kept).tolist()
             assert np.array_equal(columns.token[here], found.ids[position])
             assert np.array_equal(columns.document[here], found.documents[position])
@@ -87,7 +89,7 @@ def test_rows_are_the_model_s_activations(tmp_path: Path, family: str, context) 
                 assert not is_held_out(documents[document])
         assert shard.rows == wanted >= 400
         assert not set(columns.token.tolist()) & model.special_ids
-        assert columns.position.min() == 1  # 0 is the BOS
+        assert columns.position.min() == getattr(context, "first", 1)  # 0 is the BOS
 
 
 def test_several_sites_equal_one_by_one(tmp_path: Path) -> None:

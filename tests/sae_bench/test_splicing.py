@@ -11,7 +11,7 @@ import torch
 
 from sae_bench import splicing
 from sae_bench.cache import ActivationCache
-from sae_bench.contexts import ContextPolicy, Packed, PerDocument
+from sae_bench.contexts import ContextPolicy, Packed, PerDocument, Settled
 from sae_bench.models import LanguageModel
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.sites import resolve_site
@@ -39,9 +39,10 @@ def slow_losses(
     losses = []
     for context in spread(cache, TOKENS):
         ids = torch.from_numpy(context.ids)[None]
-        counts = torch.tensor([token not in lm.special_ids for token in context.ids.tolist()])
+        pairs = zip(context.ids.tolist(), context.documents.tolist(), strict=True)
+        counts = [token not in lm.special_ids and document >= 0 for token, document in pairs]
 
-        def overwrite(module: Any, args: Any, output: Any, counts: torch.Tensor = counts) -> Any:
+        def overwrite(module: Any, args: Any, output: Any, counts: list[bool] = counts) -> Any:
             if sae is None:
                 return None
             value = output[0] if isinstance(output, tuple) else output
@@ -107,6 +108,20 @@ def test_padding_does_not_matter(tmp_path: Path, context: ContextPolicy) -> None
         assert one["lm_tokens"] == other["lm_tokens"]
         assert one["lm_loss"] == pytest.approx(other["lm_loss"], rel=1e-5)
         assert one["delta_lm_loss"] == pytest.approx(other["delta_lm_loss"], abs=1e-5)
+
+
+def test_positions_that_do_not_count_keep_their_activations(tmp_path: Path) -> None:
+    lm = model("llama")
+    whole, settled = (
+        lm_cache(lm, tmp_path, context=context) for context in (Packed(24), Settled(Packed(24), 6))
+    )
+    zero = constant_sae(torch.zeros(settled.d_in))
+    clean, damaged = (slow_losses(settled, lm, sae) for sae in (None, zero))
+    (row,), (other,) = (splice([zero], cache, lm, TOKENS) for cache in (settled, whole))
+    assert row["lm_tokens"] == len(clean) < other["lm_tokens"]
+    assert row["lm_loss"] == pytest.approx(mean(clean), rel=1e-5)
+    assert row["delta_lm_loss"] == pytest.approx(mean(damaged) - mean(clean), abs=1e-5)
+    assert abs(row["delta_lm_loss"] - other["delta_lm_loss"]) > 1e-3
 
 
 @pytest.mark.parametrize("site", ["layers.1.resid_pre", "layers.0.mlp_out", "layers.2.attn_z"])
