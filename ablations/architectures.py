@@ -135,7 +135,7 @@ def arms(preset: Comparison) -> list[Arm]:
 
 
 def _at_budget(preset: Comparison, share: float) -> list[Arm]:
-    recipe = preset.recipe if share == 1 else preset.recipe.shortened(share)
+    recipe = preset.recipe if share == 1 else preset.recipe.stretched(share)
     common: dict[str, Any] = {"d_sae": preset.d_sae, "recipe": recipe, "seed": preset.seeds}
     ranked = {**common, "aux": preset.aux}
     batched = [BatchTopK(k) for k in preset.batchtopk]

@@ -137,7 +137,7 @@ PRESETS = {
             lm_tokens=2_048,
         ),
         d_sae=1152,
-        recipe=RECIPE.shortened(0.4).replace(tokens=163_840),
+        recipe=RECIPE.stretched(0.4).replace(tokens=163_840),
     ),
 }
 

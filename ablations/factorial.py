@@ -135,7 +135,7 @@ PRESETS = {
     "study": STUDY,
     "tuning": STUDY.replace(
         data=Data(text=After(TEXT, 3_000), tokens=65_536, lm_tokens=0),
-        recipe=RECIPE.shortened(0.5),
+        recipe=RECIPE.stretched(0.5),
         seeds=(100,),
         bridge_seeds=(100,),
         settings=(1, 4),

@@ -132,7 +132,7 @@ def _common(preset: State) -> dict[str, Any]:
 def staged(preset: State) -> list[Arm]:
     """The SAEs on which noise is measured: one a stage, of the batch estimate."""
     penalty = L0(middle(preset.coefficients))
-    recipes = [preset.recipe.shortened(stage) for stage in preset.stages]
+    recipes = [preset.recipe.stretched(stage) for stage in preset.stages]
     if not recipes:
         return []
     return grid(JumpReLUSAE, penalty=penalty, kernel=KERNEL, recipe=recipes, **_common(preset))
@@ -150,7 +150,7 @@ def _cells(preset: State) -> Iterator[tuple[float, float, int, int]]:
 
 def arms(preset: State) -> list[Arm]:
     """The SAEs for noise, then every line over coefficients, rates, seeds and data orders."""
-    recipe, common, made = preset.recipe.shortened(preset.share), _common(preset), staged(preset)
+    recipe, common, made = preset.recipe.stretched(preset.share), _common(preset), staged(preset)
     for coefficient, rate, seed, order in _cells(preset):
         made += grid(
             JumpReLUSAE,

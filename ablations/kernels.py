@@ -121,7 +121,7 @@ def arms(preset: Kernels) -> list[Arm]:
     for kernel in preset.kernels:
         for coefficient in preset.coefficients:
             made += trained(BatchKDE(kernel), coefficient, preset.recipe)
-    short = preset.recipe.shortened(preset.share)
+    short = preset.recipe.stretched(preset.share)
     for width in preset.bandwidths:
         for pull in PULLS.values():
             for coefficient, rate in cells(preset.swept, preset.rates):

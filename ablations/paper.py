@@ -172,7 +172,7 @@ PRESETS = {
     "smollm2": Paper(
         data=FACTORIAL.data.replace(lm_tokens=2_048, context=Settled(Packed(256))),
         d_sae=FACTORIAL.d_sae,
-        recipe=FACTORIAL.recipe.shortened(0.5),
+        recipe=FACTORIAL.recipe.stretched(0.5),
     ),
     "gemma-2-9b": AsPublished(
         data=published.ORIGIN,

@@ -79,7 +79,7 @@ class Elsewhere(Factorial):
             self,
             self.replace(data=data.replace(site=self.site)),
             self.replace(d_sae=self.width),
-            self.replace(data=more, recipe=self.recipe.shortened(longer)),
+            self.replace(data=more, recipe=self.recipe.stretched(longer)),
         )
         return dict(zip(PARTS, others, strict=True))
 

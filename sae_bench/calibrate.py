@@ -198,7 +198,7 @@ def calibrate(
     searches: dict[str, Search] = {}
     for arm in arms:
         if _direct(arm, l0[0]) is None:
-            pilot = replace(arm, recipe=arm.recipe.shortened(share))
+            pilot = replace(arm, recipe=arm.recipe.stretched(share))
             searches.setdefault(cells[arm.key], Search(Runs(pilot), Runs(arm)))
     _pilot(list(searches.values()), l0, source, device)
     for _ in range(rounds):

@@ -80,14 +80,14 @@ class Recipe(Component):
         """Whether warm-ups and decay fit into the run."""
         return max(self.lr_warmup + self.lr_decay, self.penalty_warmup) <= self.steps
 
-    def shortened(self, share: float) -> "Recipe":
-        """The same shape in `share` of the tokens: warm-ups and decay shrink alike (at least one
-        batch)."""
+    def stretched(self, times: float) -> "Recipe":
+        """The same shape in `times` as many tokens: warm-ups and decay stretch or shrink alike (at
+        least one batch)."""
         return self.replace(
-            tokens=max(self.batch_size, int(share * self.tokens)),
-            lr_warmup=int(share * self.lr_warmup),
-            lr_decay=int(share * self.lr_decay),
-            penalty_warmup=int(share * self.penalty_warmup),
+            tokens=max(self.batch_size, int(times * self.tokens)),
+            lr_warmup=int(times * self.lr_warmup),
+            lr_decay=int(times * self.lr_decay),
+            penalty_warmup=int(times * self.penalty_warmup),
         )
 
     def lr_factor(self, step: int) -> float:

@@ -53,6 +53,23 @@ def answer(results):
     return f"the best FVU is {results.table['fvu'].min():.3f}"
 '''
 
+TWO_SITES = """
+from dataclasses import dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class TwoSites(Preset):
+    def parts(self):
+        sites = ("layers.0.resid_post", "layers.1.resid_post")
+        return {site[7]: self.replace(data=self.data.replace(site=site)) for site in sites}
+
+    def scaled_by(self):
+        return self.data.replace(site="layers.0.resid_post")
+"""
+"""Added to an ablation: a preset of two parts, trained in the units of the first."""
+
 
 def furnish(folder: Path) -> Path:
     """Writes model/, text.jsonl and letters.py into `folder`."""

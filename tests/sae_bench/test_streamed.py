@@ -18,7 +18,7 @@ from sae_bench.streamed import Streamed
 from sae_bench.study import study
 from sae_bench.train import Trainee
 from tests.corpus import Letters
-from tests.desk import ABLATION, furnish
+from tests.desk import ABLATION, TWO_SITES, furnish
 from tests.sae_bench.test_resume import assert_same_run, killed_at
 
 STREAMED = (
@@ -27,21 +27,8 @@ STREAMED = (
         "from sae_bench.recipe", "from sae_bench.streamed import Streamed\nfrom sae_bench.recipe"
     )
     .replace("DATA = Data(", "DATA = Streamed(\n    tokens_in_buffer=256,")
+    + TWO_SITES
     + """
-from dataclasses import dataclass
-
-import pandas as pd
-
-
-@dataclass(frozen=True)
-class TwoSites(Preset):
-    def parts(self):
-        sites = ("layers.0.resid_post", "layers.1.resid_post")
-        return {site[7]: self.replace(data=self.data.replace(site=site)) for site in sites}
-
-    def scaled_by(self):
-        return self.data.replace(site="layers.0.resid_post")
-
 
 def sample(finished):
     cache = finished.cache

@@ -10,29 +10,18 @@ from sae_bench.errors import InputError
 from sae_bench.results import Results
 from sae_bench.store import MEASURED
 from sae_bench.study import chosen_parts, study
-from tests.desk import ABLATION, furnish
+from tests.desk import ABLATION, TWO_SITES, furnish
 
 PARTED = (
     ABLATION
+    + TWO_SITES
     + """
-from dataclasses import dataclass
 
-import pandas as pd
-
-
-@dataclass(frozen=True)
-class TwoSites(Preset):
-    def parts(self):
-        sites = ("layers.0.resid_post", "layers.1.resid_post")
-        return {site[7]: self.replace(data=self.data.replace(site=site)) for site in sites}
-
+class Evaluated(TwoSites):
     def evaluation(self):
         return {
             str(length): self.data.replace(context=Packed(length)) for length in (8, 24)
         }
-
-    def scaled_by(self):
-        return self.data.replace(site="layers.0.resid_post")
 
 
 def decoders(finished):
@@ -43,7 +32,7 @@ def decoders(finished):
 
 
 FURTHER = {"decoders": decoders}
-PRESETS = {"sites": TwoSites(DATA, 16, RECIPE)}
+PRESETS = {"sites": Evaluated(DATA, 16, RECIPE)}
 """
 )
 
