@@ -29,8 +29,9 @@ from sae_bench.released import FINGERPRINT, Released, released_at
 from sae_bench.report import Section, report
 from sae_bench.results import Results, is_published, published_tables
 from sae_bench.sae import SparseAutoencoder
+from sae_bench.specification import NO_ARMS
 from sae_bench.status import STATES, status
-from sae_bench.store import NO_ARMS, RELEASED
+from sae_bench.store import RELEASED
 from sae_bench.study import chosen_parts, grids_of, study
 from sae_bench.suite import Suite
 

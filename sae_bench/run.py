@@ -84,12 +84,12 @@ def run(
     place = _place(train)
     folder = RunFolder(Path(out))
     checkpoints = folder.checkpoints(train.record(), checkpoint_every)
-    folder.check(arms, inputs)
+    folder.specification.check(arms, inputs)
     ahead = [arm for arm in arms if arm.objection is None and not folder.is_evaluated(arm)]
     if ahead:
         language_models(sets, lm_tokens, language_model)
     with folder.in_use():
-        folder.start(arms, inputs, environment(device))
+        folder.specification.write(arms, inputs, environment(device))
         missing = [arm for arm in ahead if not folder.is_trained(arm)]
         for released in (arm for arm in arms if isinstance(arm, Released)):
             folder.adopt(released)

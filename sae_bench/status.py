@@ -34,7 +34,7 @@ def status(path: str | Path) -> pd.DataFrame:
         InputError: the folder holds no run, or cannot be read.
     """
     folder = RunFolder(Path(path))
-    specification = folder.specification()
+    specification = folder.specification.read()
     if specification is None:
         raise InputError(f"{path}: holds no run (no grid.json)")
     arms, skipped = specification["arms"], specification["skipped"]

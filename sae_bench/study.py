@@ -77,7 +77,7 @@ def study(
     folders = {name: out / name for name in parts}
     grids = grids_of(chosen, parts, released, keys)
     for name, part in parts.items():
-        RunFolder(folders[name]).check(grids[name], {"data": part.data})
+        RunFolder(folders[name]).specification.check(grids[name], {"data": part.data})
         RunFolder(folders[name]).checkpoints({}, checkpoint_every)
     caches = _caches([data for part in parts.values() for data in _data(part)], device)
     for name, part in parts.items():

@@ -99,3 +99,10 @@ def four_architectures(recipe: Recipe = RECIPE, d_sae: int = 16) -> list[Arm]:
 def state_of(sae: SparseAutoencoder) -> dict[str, bytes]:
     """Every tensor of an SAE, to the bit."""
     return {name: np.asarray(t.detach()).tobytes() for name, t in sae.state_dict().items()}
+
+
+def flipped(path: Path) -> None:
+    """Changes a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

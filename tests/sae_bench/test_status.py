@@ -34,7 +34,7 @@ DATA = {"id": "data"}
 def folder(tmp_path: Path) -> RunFolder:
     """One arm in each state."""
     folder = RunFolder(tmp_path)
-    folder.start(ARMS, {"train": DATA}, {})
+    folder.specification.write(ARMS, {"train": DATA}, {})
     done, measured_not, failed, under_way, _, damaged, _ = ARMS
 
     def ended(arm: Arm, reason: str | None = None) -> None:
@@ -81,7 +81,7 @@ def test_arms_that_have_begun_are_running_while_somebody_is_at_work(folder: RunF
 def test_training_tells_which_arms_have_begun(tmp_path: Path) -> None:
     """The arms of the wave that is trained, until they end, and no others."""
     folder, cache = RunFolder(tmp_path), tensor_cache()
-    folder.start(ARMS[:3], {"train": cache.record()}, {})
+    folder.specification.write(ARMS[:3], {"train": cache.record()}, {})
     seen = []
 
     def finished(trained: Trained) -> None:

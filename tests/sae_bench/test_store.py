@@ -1,8 +1,6 @@
 """The folder of a run: what is kept of an arm, and what counts as finished."""
 
-import errno
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,10 @@ import torch
 from architectures import ReLUSAE
 from sae_bench.arm import Arm, grid
 from sae_bench.errors import InputError
-from sae_bench.modules import load_file
 from sae_bench.penalties import L1
 from sae_bench.store import FAILED, MEASURED, TRAINED, RunFolder
 from sae_bench.train import Trained
-from tests.grids import RECIPE, state_of
+from tests.grids import RECIPE, flipped, state_of
 
 ARMS = grid(ReLUSAE, d_sae=6, penalty=[L1(0.1), L1(0.2)], recipe=RECIPE)
 PLACE = {"model": "m", "site": "layers.0.resid_post", "context": None}
@@ -30,84 +27,12 @@ def trained(arm: Arm, **changes: Any) -> Trained:
 
 def started(path: Path, arms: list[Arm] = ARMS, **changes: Any) -> RunFolder:
     folder, inputs = RunFolder(path), {**INPUTS, **changes}
-    folder.check(arms, inputs)
-    folder.start(arms, inputs, {"command": "test"})
+    folder.specification.write(arms, inputs, {"command": "test"})
     return folder
 
 
 def row(arm: Arm) -> pd.DataFrame:
     return pd.DataFrame([{"eval_set": "x", "l0": 1.0, "frequency": [0.5] * arm.d_sae}])
-
-
-def test_checking_writes_nothing(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "a" / "b").check(ARMS, INPUTS)
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_is_known_must_agree(tmp_path: Path) -> None:
-    started(tmp_path / "run")
-    for known in ({}, {"train": {"id": "a"}}, {"data": {"asked": 1}}, {"train": None}):
-        RunFolder(tmp_path / "run").check(ARMS, known)
-    for other in ({"train": {"id": "b"}}, {"lm_tokens": 1}):
-        with pytest.raises(InputError, match="holds another grid"):
-            RunFolder(tmp_path / "run").check(ARMS, other)
-
-
-def test_a_description_of_the_data_must_agree(tmp_path: Path) -> None:
-    started(tmp_path / "run", data=L1(0.5))  # any component
-    RunFolder(tmp_path / "run").check(ARMS, {"data": L1(0.5)})
-    with pytest.raises(InputError, match=r"'data' differs: data.coefficient is 0.5 there and 0.6"):
-        RunFolder(tmp_path / "run").check(ARMS, {"data": L1(0.6)})
-
-
-def test_arms_may_be_added_and_left_out(tmp_path: Path) -> None:
-    started(tmp_path / "run", ARMS[:1])
-    started(tmp_path / "run", ARMS)
-    folder = started(tmp_path / "run", ARMS[:1])
-    held = json.loads((folder.path / "grid.json").read_text())["arms"]
-    assert held == {arm.key: arm.record() for arm in ARMS}
-    assert list(folder.finish(ARMS[1:], {})["arm"]) == [ARMS[1].key]
-
-
-def test_arms_of_edited_code_are_named(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    code = (
-        "from architectures import ReLUSAE\n"
-        "class EditedSAE(ReLUSAE):\n"
-        "    def decode(self, f):\n"
-        "        return {factor} * super().decode(f)\n"
-    )
-    arms = []
-    for factor in (1, 2):
-        (tmp_path / "edited.py").write_text(code.format(factor=factor))
-        arms.append(Arm(load_file(tmp_path / "edited.py").EditedSAE, 8, RECIPE))
-        started(tmp_path / "run", [arms[-1], ARMS[0]])
-        started(tmp_path / "run", [arms[-1], ARMS[0]])
-    (warning,) = recwarn
-    assert str(warning.message).startswith(
-        f"{arms[1].key}: the code of its classes has changed since {arms[0].key} was trained"
-    )
-    with pytest.raises(InputError, match=f"{arms[0].key}: its EditedSAE was defined again"):
-        started(tmp_path / "other", arms)
-
-
-def test_names_that_clash_are_found_before_training(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
-    class Twin(L1):
-        pass
-
-    Twin.__name__ = "L1"
-    arms = [*ARMS, Arm(ReLUSAE, 4, RECIPE, slots={"penalty": Twin(0.5)})]
-    with pytest.raises(InputError, match=f"{arms[-1].key}: 'L1' is defined twice, in .*store"):
-        started(tmp_path / "run", arms)
-    assert not list(tmp_path.iterdir())
-    Twin.__name__ = "Twin"
-    started(tmp_path / "run", arms)
-
-
-def test_half_written_files_are_not_content(tmp_path: Path) -> None:
-    (tmp_path / "grid.json.partial").write_text("{")
-    assert started(tmp_path).path == tmp_path
-    assert json.loads((tmp_path / "grid.json").read_text())["inputs"] == INPUTS
 
 
 def test_a_trained_arm_is_kept_folded(tmp_path: Path) -> None:
@@ -176,32 +101,7 @@ def test_the_table_has_a_row_for_every_arm(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_full_disk_while_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("sae_bench.files.os.fsync", full)
-    with pytest.raises(InputError, match=r"grid\.json: the disk is full"):
-        started(tmp_path / "run")
-    assert not list((tmp_path / "run").iterdir())
-
-
-def test_a_disk_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr("sae_bench.files.os.fsync", broken)
-    with pytest.raises(InputError, match=r"cannot be written \(Read-only file system\)"):
-        started(tmp_path / "run")
-
-
 # -- damaged files --------------------------------------------------------------------------------
-
-
-def flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("name", ["sae/sae.safetensors", "sae/config.json", "training.parquet"])
@@ -240,14 +140,3 @@ def test_half_written_files_do_not_count(tmp_path: Path) -> None:
     folder.keep(trained(arm), 1.0, PLACE)
     stale.unlink()
     assert folder.is_trained(arm)
-
-
-def test_the_copy_stands_in_for_a_damaged_specification(tmp_path: Path) -> None:
-    folder = started(tmp_path)
-    flipped(tmp_path / "grid.json")
-    folder.check(ARMS, INPUTS)
-    with pytest.raises(InputError, match="holds another grid"):
-        folder.check(ARMS, {"lm_tokens": 1})
-    flipped(tmp_path / "grid.copy.json")
-    with pytest.raises(InputError, match=r"grid\.copy\.json: damaged"):
-        folder.check(ARMS, INPUTS)
