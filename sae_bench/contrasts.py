@@ -6,7 +6,7 @@ been measured on both sides: nothing is extrapolated.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,17 +34,20 @@ class Interval:
 
     def percent(self) -> str:
         """An effect on a logarithm, as a change in percent."""
-        mean, low, high = (100 * math.expm1(value) for value in (self.mean, self.low, self.high))
-        return f"{mean:+.1f}% [{low:+.1f}, {high:+.1f}]"
+        return self._said(lambda value: f"{100 * math.expm1(value):+.1f}", "%{}")
 
     def points(self) -> str:
         """An effect on a share, in percentage points."""
-        mean, low, high = (100 * value for value in (self.mean, self.low, self.high))
-        return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] points"
+        return self._said(lambda value: f"{100 * value:+.2f}", "{} points")
 
     def nats(self) -> str:
         """An effect on a loss, in nats."""
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        return self._said(lambda value: f"{value:+.3f}", "{}")
+
+    def _said(self, number: Callable[[float], str], frame: str) -> str:
+        """The mean, and in brackets the interval, which one value has none of."""
+        between = f" [{number(self.low)}, {number(self.high)}]" if self.n > 1 else ""
+        return number(self.mean) + frame.format(between)
 
     @property
     def half_width(self) -> float:

@@ -161,6 +161,7 @@ def test_shares_by_other_bounds() -> None:
     frequency = np.array([0.4, 0.1, *[0.001] * 98])
     known = pd.DataFrame({"arm": ["a"], "eval_set": ["held-out"], "frequency": [frequency]})
     (row,) = factorial.with_shares(known.drop(columns="frequency"), known).to_dict("records")
+    assert row["l0_share_above_5pct"] == pytest.approx(0.5 / 0.598)
     assert row["l0_share_above_20pct"] == pytest.approx(0.4 / 0.598)
     assert row["l0_share_above_10_means"] == pytest.approx(0.5 / 0.598)
 

@@ -31,7 +31,7 @@ def test_parts_differ_from_the_factorial_in_one_thing() -> None:
     }
     longer, recipe = parts["long"].recipe, base.recipe
     assert (longer.tokens, longer.lr_decay) == (10 * recipe.tokens, 10 * recipe.lr_decay)
-    assert {len(scale.arms(part)) for part in parts.values()} == {12}
+    assert {len(scale.arms(part)) for part in parts.values()} == {24}
 
 
 def _differs(one: object, other: object, name: str) -> bool:
@@ -73,7 +73,13 @@ def test_the_answer_says_what_survives() -> None:
     assert penalty.count("survives") == 2
     share = next(line for line in said if line.startswith("  L0 for L1, share"))
     assert "base +4.0 points" in share
-    assert said[-1].startswith("  Both together, FVU at matched L0: base -25.9%; ")
+    assert sum(
+        line.startswith("  Both together, FVU at matched L0: base -25.9%; ") for line in said
+    )
+    assert not any("above 5%" in line for line in said)  # no firing frequencies were given
+    simple = said[said.index("Place by place, layer-5:") + 1]
+    assert simple.startswith("  FVU at matched L0, L0 16: JumpReLU for ReLU -3.8% under L1, -3.8% ")
+    assert said[-1] == "Not run: long."
 
 
 def test_nothing_without_the_base() -> None:

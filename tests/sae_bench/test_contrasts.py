@@ -107,6 +107,8 @@ def test_intervals_in_words() -> None:
         "-10.0% [-20.0, +10.0]"
     )
     assert Interval(0.1, 0.05, 0.15, 5).points() == "+10.00 [+5.00, +15.00] points"
+    assert Interval(-0.05, -0.1, 0.01, 5).nats() == "-0.050 [-0.100, +0.010]"
+    assert t_interval(np.array([0.1])).points() == "+10.00 points"  # one value has no interval
 
 
 def test_interpolation_is_exact_at_the_points_and_monotone_between_them() -> None:
