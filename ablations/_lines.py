@@ -1,10 +1,8 @@
 """The lines of the factorial: six cells and five bridges, their settings and their tuning.
 
 Coefficients are in training units (E||x||^2 = 1). They spread L0 from about 250 to 8, evenly in its
-logarithm, at the scale of the preset `study`: for the cells by log-log interpolation between the
-two settings of the winning trial of the preset `tuning`, with L0 falling to 0.8 to 0.9 of it in
-twice the tokens; for the bridges (not yet tuned at their rates) between single arms at a learning
-rate of 4e-3, seed 99, and in `quickstart.csv` for Gated.
+logarithm, at the scale of the preset `study`: by log-log interpolation between the two settings of
+the winning trial of the preset `tuning`, with L0 falling to 0.8 to 0.9 of it in twice the tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -121,14 +119,14 @@ CELLS: Mapping[str, Line] = {
     ),
 }
 BRIDGES: Mapping[str, Line] = {
-    "ReLU + Tanh": Line(ReLUSAE, coded(Tanh), (1.63e-4, 3.05e-4, 5.4e-4, 1.03e-3, 2e-3, 3.7e-3)),
-    "Gated": Line(GatedSAE, coded(L1), (0.019, 0.032, 0.053, 0.085, 0.125, 0.19)),
-    "Gated RI-L1": Line(GatedRIL1SAE, coded(RIL1), (0.0115, 0.02, 0.034, 0.056, 0.09, 0.145)),
+    "ReLU + Tanh": Line(ReLUSAE, coded(Tanh), (1.2e-4, 2.3e-4, 4.5e-4, 8.8e-4, 1.7e-3, 3.2e-3)),
+    "Gated": Line(GatedSAE, coded(L1), (0.017, 0.028, 0.045, 0.074, 0.117, 0.19)),
+    "Gated RI-L1": Line(GatedRIL1SAE, coded(RIL1), (0.0094, 0.015, 0.025, 0.04, 0.064, 0.103)),
     "TopK": Line(TopKSAE, ranked, (256, 128, 64, 32, 16, 8)),
     "JumpReLU + quadratic": Line(
         JumpReLUSAE,
         jumping(QuadraticFrequency),
-        (3.4e-5, 7.3e-5, 1.6e-4, 3.6e-4, 9e-4, 2.1e-3),
+        (5e-6, 1.6e-5, 5.3e-5, 1.75e-4, 5.5e-4, 1.8e-3),
         True,
     ),
 }
@@ -148,7 +146,8 @@ WINDOWS = (
 """The trials of a line with one: as many."""
 TRIALS = {name: WINDOWS if line.windowed else RATES for name, line in LINES.items()}
 TUNED = {name: (Tuned(lr=8e-3),) for name in LINES} | {
-    "JumpReLU + L1 (input)": (Tuned(lr=8e-3, threshold_lr=3e-2, start=0.03),)
+    name: (Tuned(lr=8e-3, threshold_lr=3e-2, start=0.03),)
+    for name in ("JumpReLU + L1 (input)", "JumpReLU + quadratic")
 }
 """The trial that won for each line."""
 

@@ -258,3 +258,14 @@ def test_sums_over_documents_are_those_of_the_table(folder: Path, finished: Resu
     found = _documents._measures(sums, np.ones(len(sums["tokens"]), dtype=np.int64))
     assert np.exp(found["log_l0"]) == pytest.approx(rows["l0"].to_numpy())
     assert np.exp(found["log_fvu"]) == pytest.approx(rows["fvu"].to_numpy(), rel=1e-5)
+
+
+def test_what_is_tuned_is_what_the_published_trials_say() -> None:
+    found = trials(prepared(pd.read_csv(PUBLISHED / "tables" / "tuning.csv")))
+    assert found.groupby("cell").size().to_dict() == dict.fromkeys(LINES, 7)
+    for name, rows in found.groupby("cell"):
+        best, tuned = rows.iloc[0], TUNED[str(name)][0]
+        assert best["lr"] == tuned.lr
+        if "Log" in best["activation"]:  # there are thresholds
+            assert best["threshold_lr"] == tuned.threshold_lr
+            assert best["activation"] == tuned.activation.label
