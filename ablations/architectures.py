@@ -6,10 +6,11 @@ the others in lockstep on the same machine). Latents that several architectures 
 told by the cosines of their decoder directions (`_matching.py`).
 
 Presets: `study`, at the scale of `ablations/factorial.py` with the learning rate that its trials
-chose, 7 architectures, 3 seeds, 3 budgets (about 65 minutes on two cores); `smollm2` for a longer
-run without a GPU; and `gemma-2-2b`, in the recipe of arXiv 2407.14435, for one GPU with 80 GB: 50M
-cached tokens (230 GB on disk in bfloat16, where they stay if no memory holds them) and 200M
-training tokens for each of 24 arms, trained in lockstep.
+chose, 7 architectures, 5 settings (three leave too much to interpolation), 3 seeds, 2 budgets,
+about 95 minutes on two cores; `smollm2` for a longer run without a GPU; and `gemma-2-2b`, in the
+recipe of arXiv 2407.14435, for one GPU with 80 GB: 50M cached tokens (230 GB on disk in bfloat16,
+where they stay if no memory holds them) and 200M training tokens for each of 24 arms, trained in
+lockstep.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 
 from ablations._attribution import against_l0, attribution
 from ablations._comparison import against_compute, at_compute, matching, verdict
-from ablations._lines import prepared
+from ablations._lines import LINES, prepared
 from ablations._matching import matches
 from ablations.factorial import STUDY
 from architectures import (
@@ -80,17 +81,17 @@ PRESETS = {
         data=STUDY.data,
         d_sae=STUDY.d_sae,
         recipe=STUDY.recipe.replace(lr=8e-3, threshold_lr=0.1),
-        relu=(0.012, 0.028, 0.075),
-        gated=(0.022, 0.06, 0.14),
-        ril1=(0.014, 0.038, 0.1),
-        topk=(128, 36, 10),
-        batchtopk=(128, 36, 10),
-        jumprelu=(1.1e-4, 4.4e-4, 1.7e-3),
+        relu=LINES["ReLU + L1"].settings[1:],
+        gated=LINES["Gated"].settings[1:],
+        ril1=LINES["Gated RI-L1"].settings[1:],
+        topk=(128, 64, 32, 16, 8),
+        batchtopk=(128, 64, 32, 16, 8),
+        jumprelu=LINES["JumpReLU + L0 (theta)"].settings[1:],
         threshold=LogThreshold(0.04),
         kernel=Rectangle(0.02),
         aux=AuxK(dead_after=50_000),
         seeds=(0, 1, 2),
-        budgets=(0.25, 0.5, 1.0),
+        budgets=(0.5, 1.0),
     ),
     "smollm2": Comparison(
         data=Data(tokens=983_040, held_out_tokens=98_304, lm_tokens=16_384),

@@ -34,8 +34,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def test_seven_architectures_with_equal_settings() -> None:
     arms = architectures.arms(STUDY)
-    assert set(Counter(arm.name for arm in arms).values()) == {27}
-    assert len({arm.key for arm in arms}) == len(arms) == 189
+    assert set(Counter(arm.name for arm in arms).values()) == {30}
+    assert len({arm.key for arm in arms}) == len(arms) == 210
     assert not any(arm.objection for arm in arms)
     assert all(arm.ends_warm for arm in arms)
 
