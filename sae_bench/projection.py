@@ -1,6 +1,6 @@
 """Pre-activations of a batch, computed only where they are asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sae_bench.sparse_functions import encoded
-from sae_bench.support import Support, Thinning, above, joined, largest
+from sae_bench.support import Bounds, Support, Thinning, above, around, joined, largest
 
 ROWS = 1024
 """Tokens whose pre-activations are in memory at once."""
@@ -68,15 +68,43 @@ class Projection:
         for support, known in self.searched:
             if torch.equal(bound, known):
                 return support
-        bias, most, parts, found = self._bias(), self._most(), [], 0
-        for product in self._products():
-            parts.append(above(product, bias, bound))
-            found += len(parts[-1][0])
-            if found > most:
-                raise NeedsDense("too many latents fired", lasting=False)
-        support = self.keep(*joined(parts))
+        bias = self._bias()
+        support = self.keep(*self._joined(above(each, bias, bound) for each in self._products()))
         self.searched.append((support, bound))
         return support
+
+    @torch.no_grad()
+    def around(self, bounds: Bounds, most: Thinning) -> Support:
+        """The support of what is above theta, and of the first near entries of each latent.
+
+        Raises:
+            NeedsDense: that is too much.
+        """
+        support, value = self._joined(self._around(bounds, most))
+        assert support.near is not None
+        support, kept = support.thinned(value, bounds.theta, bounds.high, most(support.near))
+        return self.keep(support, value[kept])
+
+    def _around(
+        self, bounds: Bounds, most: Thinning
+    ) -> Iterator[tuple[Support, Float[Tensor, " _"]]]:
+        bias, near = self._bias(), torch.zeros(self.shape[1], dtype=torch.int64)
+        for product in self._products():
+            support, value = around(product, bias, bounds, near, most)
+            yield support, value
+            assert support.near is not None
+            near = support.near
+
+    def _joined(
+        self, parts: Iterable[tuple[Support, Float[Tensor, " _"]]]
+    ) -> tuple[Support, Float[Tensor, " entries"]]:
+        kept, found = [], 0
+        for part in parts:
+            kept.append(part)
+            found += len(part[0])
+            if found > self.reach.most * self.shape[0] * self.shape[1]:
+                raise NeedsDense("too many latents fired", lasting=False)
+        return joined(kept)
 
     @torch.no_grad()
     def largest(self, k: int) -> Support:
@@ -117,9 +145,6 @@ class Projection:
 
     def _bias(self) -> Float[Tensor, " d_sae"]:
         return self.b - self.b_dec @ self.W
-
-    def _most(self) -> float:
-        return self.reach.most * self.shape[0] * self.shape[1]
 
     def _products(self) -> Iterator[Float[Tensor, "rows d_sae"]]:
         """x W, some rows at a time, in the same memory."""

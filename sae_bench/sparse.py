@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_bench.projection import NeedsDense, Projection
 from sae_bench.sparse_functions import decoded, sums_of_latents, sums_of_tokens
-from sae_bench.support import Support
+from sae_bench.support import Bounds, Support
 
 
 class _Matrix(Tensor):
@@ -99,24 +99,24 @@ class Deferred(_Matrix):
 
     def above(self, bound: Tensor | float) -> Support:
         """The support of what is above `bound`, one a latent or one for all."""
+        return self.projection.above(self._bound(bound))
+
+    def around(self, theta: Tensor) -> Support:
+        """The support of what is above `theta`, and of what the reach wants below it."""
+        reach = self.projection.reach
+        if reach.samples is None:
+            return self.above(theta - reach.margin)
+        ends = (theta - reach.margin, theta, theta + reach.margin)
+        return self.projection.around(Bounds(*map(self._bound, ends)), reach.samples)
+
+    def _bound(self, bound: Tensor | float) -> Float[Tensor, " d_sae"]:
+        """What the projection is compared with."""
         low = torch.as_tensor(bound, dtype=self.dtype).detach()
         if self.maps or low.shape not in (torch.Size(), self.shape[1:]):
             raise NeedsDense("a comparison of rescaled pre-activations, or with a matrix")
         if self.shift is not None:
             low = low - torch.as_tensor(self.shift).detach()
-        return self.projection.above(low.expand(self.shape[1]).contiguous())
-
-    def around(self, theta: Tensor) -> Support:
-        """The support of what is above `theta`, and of what the reach wants below it."""
-        reach = self.projection.reach
-        support = self.above(theta - reach.margin)
-        if reach.samples is None:
-            return support
-        theta = theta.detach().expand(self.shape[1])
-        known = self.projection.at(support).detach()
-        values = self.at(support).detach()
-        support, kept = support.thinned(values, theta, theta + reach.margin, reach.samples)
-        return self.projection.keep(support, known[kept])
+        return low.expand(self.shape[1]).contiguous()
 
     def on_add(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         other = args[1] if args[0] is self else args[0]

@@ -15,9 +15,9 @@ GROUPS = (16, 8, 4, 2)
 
 
 @loop
-def _count_above(first, last, product, bias, bound, found, count):
+def _count_above(first, last, product, bias, bounds, size, found, count):
     for i in range(first, last):
-        row, flags = product[i], found[i]
+        row, flags, bound = product[i], found[i], bounds[i // size]
         for j in range(row.shape[0]):
             flags[j] = not (row[j] + bias[j] <= bound[j])  # what is no number counts as above
         total = np.int64(0)
@@ -43,6 +43,25 @@ def _list_above(first, last, product, bias, found, starts, column, value):
                 column[place] = j
                 value[place] = row[j] + bias[j]
                 place += 1
+
+
+@loop
+def _count_near(first, last, product, bias, low, high, size, count):
+    for block in range(first, last):
+        total = count[block]
+        for i in range(block * size, min(block * size + size, product.shape[0])):
+            row = product[i]
+            for j in range(row.shape[0]):
+                value = row[j] + bias[j]
+                total[j] += (value > low[j]) & (value <= high[j])
+
+
+@loop
+def _bounds(first, last, count, before, most, low, theta, out):
+    for block in range(count.shape[0]):
+        for j in range(first, last):
+            out[block, j] = low[j] if before[j] < most else theta[j]
+            before[j] += count[block, j]
 
 
 @loop
@@ -110,13 +129,6 @@ def _thin(first, last, column, value, theta, high, most, count, kept):
         if value[e] <= high[i]:
             kept[e] = count[i] < most or value[e] > theta[i]
             count[i] += 1
-
-
-@loop
-def _count_up_to(first, last, column, value, high, count):
-    for e in range(first, last):
-        i = column[e]
-        count[i] += value[e] <= high[i]
 
 
 @loop
@@ -203,15 +215,40 @@ def _to_unit_rows(first, last, rows, least):
             d[j] /= norm
 
 
-def above(product: Array, bias: Array, bound: Array) -> tuple[Array, Array, Array]:
-    """The entries of `product + bias` above `bound`, one a column: starts, column, value."""
+def above(product: Array, bias: Array, bounds: Array, size: int) -> tuple[Array, Array, Array]:
+    """The entries of `product + bias` above a bound: starts, column, value.
+
+    Args:
+        bounds: one a column, for each `size` rows.
+    """
     rows, width = product.shape
     found, count = np.empty((rows, width), np.uint8), np.empty(rows, np.int64)
-    share(_count_above, evenly(rows), rows * width, product, bias, bound, found, count)
+    share(_count_above, evenly(rows), product.size, product, bias, bounds, size, found, count)
     starts = offsets(count)
     column, value = np.empty(starts[-1], np.int32), np.empty(starts[-1], product.dtype)
-    share(_list_above, evenly(rows), rows * width, product, bias, found, starts, column, value)
+    share(_list_above, evenly(rows), product.size, product, bias, found, starts, column, value)
     return starts, column, value
+
+
+def count_near(product: Array, bias: Array, low: Array, high: Array, size: int) -> Array:
+    """How many entries of `product + bias` above `low`, up to `high`, each column has in each
+    `size` rows."""
+    count = np.zeros((-(-len(product) // size), product.shape[1]), np.int32)
+    share(_count_near, evenly(len(count)), product.size, product, bias, low, high, size, count)
+    return count
+
+
+def bounds_of_first(count: Array, before: Array, most: int, low: Array, theta: Array) -> Array:
+    """For each block of rows, `low` of the columns that have fewer than `most` near entries in the
+    rows before, `theta` of the others.
+
+    Args:
+        count: how many each column has in each block.
+        before: how many in rows before the first block; changed to those before the end.
+    """
+    out = np.empty(count.shape, low.dtype)
+    _bounds(0, count.shape[1], count, before, most, low, theta, out)
+    return out
 
 
 def largest(product: Array, bias: Array, k: int) -> tuple[Array, Array, Array]:
@@ -236,13 +273,6 @@ def ranks(column: Array, width: int) -> tuple[Array, Array]:
     out, count = np.empty(len(column), np.int64), np.zeros(width, np.int64)
     _ranks(0, len(column), column, count, out)
     return out, count
-
-
-def count_up_to(column: Array, value: Array, high: Array) -> Array:
-    """How many entries up to `high` each column has."""
-    count = np.zeros(len(high), np.int64)
-    _count_up_to(0, len(column), column, value, high, count)
-    return count
 
 
 def thin(column: Array, value: Array, theta: Array, high: Array, most: int) -> Array:

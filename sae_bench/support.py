@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,19 @@ from torch import Tensor
 from sae_bench import sparse_kernels as kernels
 
 Thinning = Callable[[Int[Tensor, " width"]], int]
-"""How many samples each latent has in a step -> how many of each are taken."""
+"""How many samples each latent has in a step -> how many of each are taken; never more for more."""
+
+
+BLOCK = 16
+"""Tokens after which it is looked which latents need no more samples."""
+
+
+class Bounds(NamedTuple):
+    """Of each latent: its threshold, and above `low`, up to `high`, what is near it."""
+
+    low: Float[Tensor, " width"]
+    theta: Float[Tensor, " width"]
+    high: Float[Tensor, " width"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +33,7 @@ class Support:
     """Entries of a matrix of `tokens` rows and `width` columns, row by row and ascending in each.
 
     starts: where each row's entries begin, and the end of the last. column: the latent of each.
-    near: how many entries near its threshold each latent had before some were left out.
+    near: how many entries near its threshold each latent has, those that were left out included.
     """
 
     starts: np.ndarray
@@ -74,14 +87,12 @@ class Support:
         value: Float[Tensor, " entries"],
         theta: Float[Tensor, " width"],
         high: Float[Tensor, " width"],
-        most: Thinning,
+        most: int,
     ) -> tuple["Support", Bool[Tensor, " entries"]]:
-        """All entries above `theta`, and of those up to `high` the first of each latent, as many as
-        `most` says."""
+        """All entries above `theta`, and of those up to `high` the first `most` of each latent."""
         arrays = self.column, _array(value), _array(theta), _array(high)
-        near = torch.from_numpy(kernels.count_up_to(arrays[0], arrays[1], arrays[3]))
-        kept = torch.from_numpy(kernels.thin(*arrays, most(near)))
-        return replace(self.narrowed(kept), near=near), kept
+        kept = torch.from_numpy(kernels.thin(*arrays, most))
+        return replace(self.narrowed(kept), near=self.near), kept
 
     def times(
         self,
@@ -130,8 +141,32 @@ def above(
     bound: Float[Tensor, " width"],
 ) -> tuple[Support, Float[Tensor, " entries"]]:
     """The entries of product + bias above `bound`, and those that are no numbers."""
-    starts, column, value = kernels.above(*(_array(each) for each in (product, bias, bound)))
+    arrays = _array(product), _array(bias), _array(bound)[None]
+    starts, column, value = kernels.above(*arrays, max(len(product), 1))
     return Support(starts, column, product.shape[1]), torch.from_numpy(value)
+
+
+def around(
+    product: Float[Tensor, "tokens width"],
+    bias: Float[Tensor, " width"],
+    ends: Bounds,
+    near: Int[Tensor, " width"],
+    most: Thinning,
+) -> tuple[Support, Float[Tensor, " entries"]]:
+    """The entries of product + bias above theta, those that are no numbers, and the first near ones
+    of each latent: as many as `most` says and no more than `BLOCK` tokens have beyond that.
+
+    Args:
+        near: how many each latent has among earlier tokens; the support's has these tokens, too.
+        most: how many are needed, by how many there are so far.
+    """
+    low, theta, high = (_array(each) for each in ends)
+    arrays = _array(product), _array(bias)
+    count = kernels.count_near(*arrays, low, high, BLOCK)
+    total = near + torch.from_numpy(count.sum(0))
+    bounds = kernels.bounds_of_first(count, _array(near).copy(), most(total), low, theta)
+    starts, column, value = kernels.above(*arrays, bounds, BLOCK)
+    return Support(starts, column, product.shape[1], total), torch.from_numpy(value)
 
 
 def largest(
@@ -145,13 +180,14 @@ def largest(
 def joined(
     parts: list[tuple[Support, Float[Tensor, " _"]]],
 ) -> tuple[Support, Float[Tensor, " entries"]]:
-    """Supports of consecutive tokens, and their values, as one."""
+    """Supports of consecutive tokens, and their values, as one; `near` is that of the last."""
     if len(parts) == 1:
         return parts[0]
     supports, values = zip(*parts, strict=True)
     counts = np.concatenate([np.diff(support.starts) for support in supports])
     column = np.concatenate([support.column for support in supports])
-    return Support(kernels.offsets(counts), column, supports[0].width), torch.cat(values)
+    made = Support(kernels.offsets(counts), column, supports[0].width, supports[-1].near)
+    return made, torch.cat(values)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
