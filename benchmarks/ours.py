@@ -20,7 +20,14 @@ from benchmarks.case import Case, Learner
 from sae_bench.activations import BatchTopK, JumpReLU, LogThreshold, TopK
 from sae_bench.arm import Arm
 from sae_bench.devices import give_memory_back, keep_memory
-from sae_bench.estimators import BatchKDE, Estimator, MomentumKDE, WindowKDE
+from sae_bench.estimators import (
+    BatchKDE,
+    Estimator,
+    MeanKDE,
+    MomentumKDE,
+    PersistentBandwidth,
+    WindowKDE,
+)
 from sae_bench.kernels import Kernel, Rectangle
 from sae_bench.penalties import L0, L1
 from sae_bench.recipe import Recipe
@@ -103,6 +110,12 @@ def trainee(
     return Ours(made)
 
 
+ESTIMATORS: Mapping[str, Callable[[Kernel], Estimator]] = {
+    "MomentumKDE": MomentumKDE,
+    "MeanKDE": MeanKDE,
+    "WindowKDE": WindowKDE,
+    "PersistentBandwidth": lambda kernel: PersistentBandwidth(BatchKDE(kernel)),
+}
 ARMS: Mapping[str, Callable[[Case, Tensor], Learner]] = {
     "ReLU": partial(trainee, ReLUSAE, l1),
     "TopK": partial(trainee, TopKSAE, topk),
@@ -110,6 +123,7 @@ ARMS: Mapping[str, Callable[[Case, Tensor], Learner]] = {
     "Matryoshka": partial(trainee, MatryoshkaSAE, batch_topk),
     "Gated": partial(trainee, GatedSAE, l1),
     "JumpReLU": partial(trainee, JumpReLUSAE, jump),
-    "JumpReLU + MomentumKDE": partial(trainee, JumpReLUSAE, partial(jump, estimator=MomentumKDE)),
-    "JumpReLU + WindowKDE": partial(trainee, JumpReLUSAE, partial(jump, estimator=WindowKDE)),
+} | {
+    f"JumpReLU + {name}": partial(trainee, JumpReLUSAE, partial(jump, estimator=estimator))
+    for name, estimator in ESTIMATORS.items()
 }

@@ -42,6 +42,7 @@ from pathlib import Path
 from benchmarks import figures
 from benchmarks.case import Case
 from benchmarks.data import default_cache, shape, shared
+from benchmarks.ours import ARMS as OURS
 from benchmarks.pool import pythons
 from benchmarks.sides import Setting, run
 from benchmarks.table import Table, code, machine
@@ -50,7 +51,7 @@ from sae_bench.errors import InputError
 
 SIX = ("ReLU", "TopK", "BatchTopK", "Matryoshka", "Gated", "JumpReLU")
 HAS: Mapping[str, Sequence[str]] = {
-    "ours": (*SIX, "JumpReLU + MomentumKDE", "JumpReLU + WindowKDE"),
+    "ours": tuple(OURS),
     "dense": SIX,
     "saelens": SIX,
     "dictionary_learning": SIX,
