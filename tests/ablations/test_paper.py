@@ -335,6 +335,21 @@ def test_nine_sites_and_the_variants() -> None:
     }
 
 
+def test_penalties_are_stronger_where_more_latents_fire() -> None:
+    parts = PRESET.parts()
+    resid, mlp = (
+        [arm.slots for arm in paper.arms(parts[f"layers.6.{kind}"])]
+        for kind in ("resid_post", "mlp_out")
+    )
+    ratios = {"L0": 3, "L1": 3**0.5, "RIL1": 3**0.5}
+    for one, other in zip(resid, mlp, strict=True):
+        if (kind := one["penalty"].kind) == "NoPenalty":
+            assert one == other
+        else:
+            ratio = other["penalty"].coefficient / one["penalty"].coefficient
+            assert ratio == pytest.approx(ratios[kind], rel=0.01)
+
+
 def test_the_papers_setting() -> None:
     """arXiv 2407.14435; specification of the recipe: Gemma Scope, arXiv 2408.05147."""
     preset = paper.PRESETS["gemma-2-9b"]
