@@ -312,12 +312,16 @@ def _points(rows: pd.DataFrame, figure: PaperFigure) -> Iterator[pd.DataFrame]:
                     )
 
 
-def ratios(points: pd.DataFrame, figure: int, to: Series = JUMP, l0: float = 50.0) -> pd.DataFrame:
-    """y of each series over that of `to` at one L0, interpolated linearly in log y against log L0,
-    NaN outside a curve's range: one row a series, one column a place."""
+def ratios(
+    points: pd.DataFrame, figure: int, to: Series = JUMP, l0: float = 50.0, floor: float = 0.0
+) -> pd.DataFrame:
+    """y of each series over that of `to` at one L0, interpolated linearly in log y against log L0:
+    one row a series, one column a place. NaN outside a curve's range, and where either is not above
+    `floor`."""
     here = points[(points["figure"] == figure) & (points["y"] > 0)]
     logs = {key: _log_at(curve, l0) for key, curve in here.groupby(["series", "place"])}
     values = pd.Series(logs, dtype=float).unstack() if logs else pd.DataFrame()
+    values = values.where(np.exp(values) > floor)
     if to.paper not in values.index:
         return pd.DataFrame()
     return np.exp(values - values.loc[to.paper])
