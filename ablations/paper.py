@@ -76,7 +76,7 @@ from ablations._paper_schematics import schematics
 from ablations.factorial import STUDY as FACTORIAL
 from architectures import JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
-from sae_bench.ablation import Finished, Preset
+from sae_bench.ablation import Data, Finished, Preset
 from sae_bench.activations import TopK
 from sae_bench.arm import Arm
 from sae_bench.contexts import Packed, Settled
@@ -169,7 +169,8 @@ class Paper(Preset):
         """What the sparsity of a line hangs on, at the preset's site."""
         if line.architecture is TopKSAE:
             return line.settings[index]
-        stronger = STRONGER[self.data.site.rsplit(".", 1)[-1]]
+        assert isinstance(self.data, Data)
+        stronger = STRONGER.get(self.data.site.rsplit(".", 1)[-1], 1)
         return float(f"{line.settings[index] * stronger ** (1 if line.windowed else 0.5):.3g}")
 
 

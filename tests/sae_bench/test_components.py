@@ -16,6 +16,7 @@ import sae_bench
 from sae_bench.ablation import Data
 from sae_bench.activations import JumpReLU, LogThreshold, RawThreshold, TopK
 from sae_bench.components import Component, digest, find_class, from_record, subclasses
+from sae_bench.contexts import Packed
 from sae_bench.errors import InputError
 from sae_bench.estimators import BatchKDE, Estimator, ExactJump, MomentumKDE, WindowKDE
 from sae_bench.kernels import Gaussian, Kernel, Rectangle
@@ -36,6 +37,7 @@ REQUIRED: dict[str, Any] = {
     "path": "text.txt",
     "name": "someone/text",
     "data": Data(tokens=100),
+    "policy": Packed(24),
     "d_sae": 16,
     "recipe": Recipe(tokens=5_000),
     "inner": BatchKDE(),

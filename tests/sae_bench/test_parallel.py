@@ -47,7 +47,8 @@ def test_bits_do_not_depend_on_the_number_of_threads(threads: int) -> None:
     bias, bound = np.zeros(900, np.float32), np.full(900, 1.5, np.float32)
 
     def everything() -> list[bytes]:
-        starts, column, value = kernels.above(product, bias, bound)
+        near = kernels.count_near(product, bias, bound - 1, bound + 1, 16)
+        starts, column, value = kernels.above(product, bias, np.stack([bound, bound - 1]), 150)
         top = kernels.largest(product, bias, 9)
         order, one, base = (
             np.arange(len(column)),
@@ -58,7 +59,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(threads: int) -> None:
         sampled = kernels.sampled_products(starts, column, out, rows)
         kernels.remove_parallel(rows, other := rows[::-1].copy())
         kernels.to_unit_rows(other, 1e-12)
-        return [each.tobytes() for each in (starts, column, value, *top, out, sampled, other)]
+        return [each.tobytes() for each in (near, starts, column, value, *top, out, sampled, other)]
 
     torch.set_num_threads(1)
     alone = everything()
@@ -69,9 +70,9 @@ def test_bits_do_not_depend_on_the_number_of_threads(threads: int) -> None:
 def test_a_forked_child_has_threads_of_its_own() -> None:
     torch.set_num_threads(2)
     product, zeros = np.ones((500, 500), np.float32), np.zeros(500, np.float32)
-    kernels.above(product, zeros, zeros)
+    kernels.above(product, zeros, zeros[None], 500)
     child = os.fork()
     if child == 0:
-        starts, *_ = kernels.above(product, zeros, zeros)
+        starts, *_ = kernels.above(product, zeros, zeros[None], 500)
         os._exit(0 if starts[-1] == 250_000 else 1)
     assert os.waitpid(child, 0)[1] == 0
