@@ -95,7 +95,7 @@ def panel(
 def scale(axes: Axes, which: str, measure: Measure) -> None:
     """Makes the axis `x` or `y` that of a measure."""
     if measure.ticks:
-        axes.set(**{f"{which}scale": "log"})
+        getattr(axes, f"set_{which}scale")("log", nonpositive="mask")
         plots.plain_numbers(getattr(axes, f"{which}axis"), measure.ticks)
 
 

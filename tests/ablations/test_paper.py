@@ -335,6 +335,16 @@ def test_nine_sites_and_the_variants() -> None:
     }
 
 
+def test_what_is_not_positive_has_no_place_on_a_logarithmic_axis() -> None:
+    points = points_of(TABLE)
+    points.loc[points["figure"] == 10, "y"] = -1.0
+    for axes in draw(BY_NUMBER[10], {RUN: points}).axes:
+        assert axes.get_yscale() == "log"
+        for line in axes.lines:
+            shown = axes.transData.transform(line.get_xydata())
+            assert np.isnan(shown[:, 1]).all()
+
+
 def test_penalties_are_stronger_where_more_latents_fire() -> None:
     parts = PRESET.parts()
     resid, mlp = (
