@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ablations._lines import cell
+from sae_bench.contrasts import interpolate
 from sae_bench.errors import InputError
 from sae_bench.plots import SPARE, Look, looks
 from sae_bench.store import RELEASED
@@ -315,9 +316,9 @@ def _points(rows: pd.DataFrame, figure: PaperFigure) -> Iterator[pd.DataFrame]:
 def ratios(
     points: pd.DataFrame, figure: int, to: Series = JUMP, l0: float = 50.0, floor: float = 0.0
 ) -> pd.DataFrame:
-    """y of each series over that of `to` at one L0, interpolated linearly in log y against log L0:
-    one row a series, one column a place. NaN outside a curve's range, and where either is not above
-    `floor`."""
+    """y of each series over that of `to` at one L0, interpolated monotonically in log y against log
+    L0: one row a series, one column a place. NaN outside a curve's range, and where either is not
+    above `floor`."""
     here = points[(points["figure"] == figure) & (points["y"] > 0)]
     logs = {key: _log_at(curve, l0) for key, curve in here.groupby(["series", "place"])}
     values = pd.Series(logs, dtype=float).unstack() if logs else pd.DataFrame()
@@ -329,7 +330,7 @@ def ratios(
 
 def _log_at(curve: pd.DataFrame, l0: float) -> float:
     x, y = np.log(curve.sort_values("x")[["x", "y"]].to_numpy(float)).T
-    return float(np.interp(math.log(l0), x, y, left=math.nan, right=math.nan))
+    return float(interpolate(x, y, np.array([math.log(l0)]))[0])
 
 
 def with_series(table: pd.DataFrame, series: Sequence[Series]) -> pd.DataFrame:

@@ -82,7 +82,8 @@ def test_source_and_licence_stand_at_the_head_of_the_points() -> None:
     ],
 )
 def test_loss_ratios_at_l0_50(series: str, facts: tuple[float, ...]) -> None:
-    assert ratios(POINTS, 2).loc[series].to_numpy() == pytest.approx(facts, abs=0.0051)
+    """Facts are of straight lines between points; curves are monotone cubics."""
+    assert ratios(POINTS, 2).loc[series].to_numpy() == pytest.approx(facts, abs=0.015)
 
 
 def test_ri_l1_has_no_frequent_latents() -> None:
@@ -256,23 +257,22 @@ def test_figures_and_answer_of_a_run() -> None:
     assert set(drawn) == {f"figure_{number:02d}" for number in numbers} | {"bandwidth"}
     said = paper.answer(results).splitlines()
     assert said[1].startswith(
-        "  Residual: Gated 2.00 [1.16], 2.00 [1.42], 2.00 [1.31]; Gated RI-L1"
+        "  Residual: Gated 2.00 [1.16], 2.00 [1.41], 2.00 [1.31]; Gated RI-L1"
     )
     assert said[1].endswith("; ReLU + L1 4.00, 4.00, 4.00.")
-    sites = {line.partition(" against")[0]: line for line in said[5:]}
-    assert len(sites) == 8
-    assert "+100.0% [" in sites["  delta LM loss of Gated"]
-    assert "9 sites: JumpReLU is better; the paper +" in sites["  delta LM loss of Gated"]
-    assert sites["  FVU of ReLU + L1"].endswith("9 sites: not decided.")
+    assert len(said) == 5 + 3 * 4
+    assert "  L0 50, ReLU + L1: +0.0% [+0.0, +0.0], higher at 0 of 9 sites." in said
+    (gated,) = (line for line in said if line.startswith("  L0 50, Gated:"))
+    assert "; the paper +6.8% [" in gated
 
 
 def test_the_papers_order_over_sites() -> None:
     """Its text: JumpReLU is at least as good as Gated and TopK."""
     found = paper.over_sites(POINTS, (2, 10, 11))
     assert set(found) == {"Gated (Original)", "Gated (RI-L1)", "JumpReLU", "TopK (AuxK)"}
-    assert {each.n for each in found.values()} == {9}
-    assert found["JumpReLU"].mean == found["JumpReLU"].half_width == 0
-    assert all(each.mean > 0 for name, each in found.items() if name != "JumpReLU")
+    assert {len(each) for each in found.values()} == {9}
+    assert not found["JumpReLU"].any()
+    assert all(each.mean() > 0 for name, each in found.items() if name != "JumpReLU")
 
 
 def test_variants_alone() -> None:
