@@ -82,8 +82,18 @@ def test_source_and_licence_stand_at_the_head_of_the_points() -> None:
     ],
 )
 def test_loss_ratios_at_l0_50(series: str, facts: tuple[float, ...]) -> None:
-    """Facts are of straight lines between points; curves are monotone cubics."""
-    assert ratios(POINTS, 2).loc[series].to_numpy() == pytest.approx(facts, abs=0.015)
+    """Facts are of straight lines between the points, log-log; the curves of `ratios` are monotone
+    cubics."""
+    here = POINTS[POINTS["figure"] == 2]
+    at = [
+        [
+            np.interp(np.log(50), *np.log(curve.sort_values("x")[["x", "y"]].to_numpy(float)).T)
+            for _, curve in here[here["series"] == name].groupby("place")
+        ]
+        for name in (series, "JumpReLU")
+    ]
+    assert np.exp(np.subtract(*at)) == pytest.approx(facts, abs=0.0051)
+    assert ratios(POINTS, 2).loc[series].to_numpy() == pytest.approx(facts, rel=0.01)
 
 
 def test_ri_l1_has_no_frequent_latents() -> None:
@@ -273,6 +283,16 @@ def test_the_papers_order_over_sites() -> None:
     assert {len(each) for each in found.values()} == {9}
     assert not found["JumpReLU"].any()
     assert all(each.mean() > 0 for name, each in found.items() if name != "JumpReLU")
+
+
+def test_planted_ratios_are_found_at_every_site() -> None:
+    points = points_of(TABLE)
+    planted = (points["figure"] == 12) & (points["series"] == "TopK (AuxK)")
+    points.loc[planted, "y"] *= 1.25
+    found = paper.over_sites(points, (12,))
+    assert found["TopK (AuxK)"] == pytest.approx([np.log(1.25)] * 9)
+    assert found["Gated (Original)"] == pytest.approx([0.0] * 9)
+    assert paper._found(found["TopK (AuxK)"]).endswith("higher at 9 of 9 sites")
 
 
 def test_variants_alone() -> None:

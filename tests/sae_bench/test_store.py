@@ -56,6 +56,11 @@ def test_a_trained_arm_is_kept_folded(tmp_path: Path) -> None:
     assert config["provenance"]["arm"] == json.loads(json.dumps(arm.record()))
 
 
+def test_the_table_has_only_the_arms_of_this_run(tmp_path: Path) -> None:
+    started(tmp_path, ARMS)
+    assert list(started(tmp_path, ARMS[:1]).finish(ARMS[1:], {})["arm"]) == [ARMS[1].key]
+
+
 def test_an_arm_without_its_outcome_is_not_trained(tmp_path: Path) -> None:
     folder, arm = started(tmp_path), ARMS[0]
     folder.keep(trained(arm), 1.0, PLACE)
