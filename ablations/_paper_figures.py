@@ -4,11 +4,13 @@ A figure is a grid of panels: a row is a site and what is measured there, a colu
 layers, from early to late. What is drawn in it is one long table of points, whether they come from
 the paper (`paper_points`) or from a run (`points_of`):
 
-    figure, site, place (0, 1, 2: the column), layer, measure, series (the paper's name of it), x, y
+    figure, site, place (0, 1, 2: the column), layer, measure, series (the paper's name of it), x,
+    y, low, high
 
 y in the figure's units: shares of latents in percent, losses in nats, reconstruction loss in units
-of E||x||^2. The paper's log-log axes are those of figures 2, 10 and 11; elsewhere L0, FVU and
-reconstruction loss are logarithmic here, shares and r_L0 linear.
+of E||x||^2; low and high are the ends of its 95% interval over documents, where a run has one. The
+paper's log-log axes are those of figures 2, 10 and 11; elsewhere L0, FVU and reconstruction loss
+are logarithmic here, shares and r_L0 linear.
 """
 
 import math
@@ -31,7 +33,8 @@ SITES: Mapping[str, str] = {"resid": "Residual", "mlp": "MLP output", "attn": "A
 KINDS: Mapping[str, str] = {"resid_post": "resid", "mlp_out": "mlp", "attn_z": "attn"}
 """Last part of a site's name -> the paper's site."""
 PLACES = (0, 1, 2)
-COLUMNS = ["figure", "site", "place", "layer", "measure", "series", "x", "y"]
+BARS = ["low", "high"]
+COLUMNS = ["figure", "site", "place", "layer", "measure", "series", "x", "y", *BARS]
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Measure:
         label: of the axis.
         factor: from the column to the axis.
         ticks: of a logarithmic axis, times powers of ten; none: it is linear.
+        width_free: whether dictionaries of different width can be read off one axis.
     """
 
     column: str
     label: str
     factor: float = 1.0
     ticks: tuple[float, ...] = ()
+    width_free: bool = True
 
 
 L0 = Measure("l0", "L0", ticks=(1, 2, 5))
@@ -56,8 +61,8 @@ LOSS = Measure("delta_lm_loss", "Delta LM loss (nats)")
 LOG_LOSS = replace(LOSS, ticks=(1, 2, 5))
 FVU = Measure("fvu", "FVU", ticks=(1, 2, 3, 5))
 RECONSTRUCTION = Measure("recon_loss", "Reconstruction loss", ticks=(1, 1.5, 2, 3, 5, 8))
-ABOVE_10 = Measure("above_10pct", "Latents above 10% (%)", factor=100)
-ABOVE_1 = Measure("above_1pct", "Latents above 1% (%)", factor=100)
+ABOVE_10 = Measure("above_10pct", "Latents above 10% (%)", factor=100, width_free=False)
+ABOVE_1 = Measure("above_1pct", "Latents above 1% (%)", factor=100, width_free=False)
 DEAD = Measure("dead", "Dead latents (%)", factor=100)
 UNIFORMITY = Measure("r_l0", "$r_{L0}$")
 
@@ -199,7 +204,12 @@ FIGURES = (
     PaperFigure(11, L0, (Row("attn", LOG_LOSS),)),
     PaperFigure(12, L0, tuple(Row(site, FVU) for site in SITES)),
     PaperFigure(13, LOSS, (Row("resid", DEAD),)),
-    PaperFigure(16, L0, tuple(Row(site, UNIFORMITY) for site in SITES), (RI_L1, JUMP, TOPK)),
+    PaperFigure(
+        16,
+        L0,
+        tuple(Row(site, UNIFORMITY) for site in SITES),
+        (replace(GATED, paper=""), RI_L1, JUMP, TOPK, RELU),
+    ),
     PaperFigure(
         17,
         L0,
@@ -236,7 +246,7 @@ def paper_points() -> pd.DataFrame:
         measure=read["y_name"].map({name: each.column for name, each in MEASURED.items()}),
         x=read["x"].astype(float),  # words in figure 6
         y=read["y"].clip(lower=0),
-    )[COLUMNS]
+    ).reindex(columns=COLUMNS)
 
 
 def located(sites: "pd.Series[str]") -> pd.DataFrame:
@@ -296,13 +306,15 @@ def _points(rows: pd.DataFrame, figure: PaperFigure) -> Iterator[pd.DataFrame]:
         for row in figure.rows:
             if {figure.x.column, row.y.column} <= set(own):
                 here = own[(own["kind"] == row.site) & own["place"].isin(figure.places)]
+                ends = {end: here.get(f"{row.y.column}_{end}", np.nan) for end in BARS}
                 scaled = here.assign(
                     x=here[figure.x.column] * figure.x.factor,
                     y=here[row.y.column] * row.y.factor,
+                    **{end: values * row.y.factor for end, values in ends.items()},
                 ).dropna(subset=["x", "y"])
                 if len(scaled):
                     yield (
-                        scaled.groupby(keys, as_index=False)[["x", "y"]]
+                        scaled.groupby(keys, as_index=False)[["x", "y", *BARS]]
                         .mean()
                         .assign(
                             figure=figure.number,

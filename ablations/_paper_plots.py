@@ -8,9 +8,11 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from ablations._paper_figures import (
+    BARS,
     SITES,
     Measure,
     PaperFigure,
@@ -21,6 +23,8 @@ from sae_bench import bands, plots
 
 MATCHED = 70
 """L0 of the histograms of figure 14."""
+TINY = 1e-9
+"""Where a bar ends that reaches 0 on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ BEHIND = Manner(paper=True, note=", paper", dashed=True, alpha=0.45, width=0.9, 
 
 
 def curves(points: pd.DataFrame, axes: Axes, figure: PaperFigure, manner: Manner) -> Axes:
-    """The curves of one panel, in order of x; on a logarithmic axis without values that are not
-    positive.
+    """The curves of one panel, in order of x, with a bar where a point has an interval (cut at the
+    lower edge); on a logarithmic axis without values that are not positive.
 
     Args:
         points: those of this panel.
@@ -74,22 +78,41 @@ def curves(points: pd.DataFrame, axes: Axes, figure: PaperFigure, manner: Manner
                 markersize=manner.size,
                 label=manner.label(series),
             )
+            bars(curve.dropna(subset=BARS), axes, series.look.color)
     return axes
+
+
+def bars(points: pd.DataFrame, axes: Axes, colour: str) -> None:
+    """Intervals as thin lines, which do not stretch the axes."""
+    ends = points[["x", *BARS]].itertuples(index=False)
+    lines = [[(x, max(low, TINY)), (x, high)] for x, low, high in ends]
+    shown = LineCollection(lines, colors=colour, linewidths=0.7, alpha=0.5)
+    axes.add_collection(shown, autolim=False)
 
 
 def panel(
     sources: Mapping[Manner, pd.DataFrame], axes: Axes, figure: PaperFigure, row: Row, place: int
 ) -> Axes:
-    """One panel with its axes, the sources one over the other."""
+    """One panel with its axes, the sources one over the other; what hangs on the width has the
+    paper's values on an axis of their own, at the right."""
     scale(axes, "x", figure.x)
     scale(axes, "y", row.y)
     for manner, points in sources.items():
         here = (points["figure"] == figure.number) & (points["measure"] == row.y.column)
         here &= (points["site"] == row.site) & (points["place"] == place)
-        curves(points[here], axes, figure, manner)
+        apart = manner is BEHIND and not row.y.width_free
+        curves(points[here], _right(axes) if apart else axes, figure, manner)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25, linewidth=0.5)
     return axes
+
+
+def _right(axes: Axes) -> Axes:
+    twin = axes.twinx()
+    twin.set_ylabel("paper", fontsize=6, color="grey")
+    twin.tick_params(labelsize=6, colors="grey")
+    twin.spines["right"].set(visible=True, color="grey")
+    return twin
 
 
 def scale(axes: Axes, which: str, measure: Measure) -> None:
@@ -111,13 +134,14 @@ def draw(figure: PaperFigure, sources: Mapping[Manner, pd.DataFrame]) -> Figure:
     size = (6.8, 1.1 + 1.7 * rows) if columns > 1 else (3.4, 3.2)
     drawn = plots.figure(*size, rows, columns, shared=True)
     cells = [(row, place) for row in figure.rows for place in figure.places]
-    for (row, place), axes in zip(cells, drawn.axes, strict=True):
+    panels = tuple(drawn.axes)
+    for (row, place), axes in zip(cells, panels, strict=True):
         panel(sources, axes, figure, row, place)
-    for row, axes in zip(figure.rows, drawn.axes[::columns], strict=True):
+    for row, axes in zip(figure.rows, panels[::columns], strict=True):
         axes.set_ylabel(f"{SITES[row.site]}\n{row.y.label}")
-    for axes in drawn.axes[-columns:]:
+    for axes in panels[-columns:]:
         axes.set_xlabel(figure.x.label)
-    for place, axes in zip(figure.places, drawn.axes, strict=False):
+    for place, axes in zip(figure.places, panels, strict=False):
         axes.set_title(_layer(sources, figure, place), fontsize=8)
     _legend(drawn, columns)
     return drawn
@@ -152,7 +176,8 @@ def _legend(drawn: Figure, columns: int) -> None:
 @mpl.rc_context(plots.STYLE)
 def histograms(rows: pd.DataFrame, frequencies: pd.DataFrame, series: Sequence[Series]) -> Figure:
     """Figure 14: histograms of log10 firing frequency on the residual stream, log counts, of each
-    series the arm nearest to L0 = 70; a panel a layer, latents that never fired left out.
+    series the arm nearest to L0 = 70, with its own L0; a panel a layer, latents that never fired
+    left out.
 
     Args:
         rows: of a run at residual sites, at least one (`with_series`).

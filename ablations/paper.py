@@ -8,12 +8,13 @@ latents, 8B tokens; points in `_paper_curves.csv`): 2, 10 and 11 (delta LM loss 
 and 4 are schematics, computed by the code that trains. `sae-bench figures paper --reference` draws
 the paper's points alone.
 
-Two things the paper mentions and does not show are drawn too. ReLU + L1 has a curve here in 2, 5
-and 10 to 14, with none of the paper's behind. `bandwidth` is the sweep behind the paper's choice of
-eps = 0.001: reconstruction loss against L0 at the middle residual site, a curve a bandwidth of
-JumpReLU + L0, eps over three decades in units of the scaled activations. Only eps changes: learning
-rates and the thresholds' start are those tuned for the middle one, so a curve that is worse is
-worse at these. `ablations/kernels.py` sweeps eps with rates of their own.
+Two things the paper mentions and does not show are drawn too. ReLU + L1 has a curve here in 2, 5,
+10 to 14 and 16, with none of the paper's behind (nor has Gated in 16). `bandwidth` is the sweep
+behind the paper's choice of eps = 0.001: reconstruction loss against L0 at the middle residual
+site, a curve a bandwidth of JumpReLU + L0, eps over three decades in units of the scaled
+activations. Only eps changes: learning rates and the thresholds' start are those tuned for the
+middle one, so a curve that is worse is worse at these. `ablations/kernels.py` sweeps eps with rates
+of their own.
 
 What can be compared is the order of the curves and their distances at equal L0, not their height:
 model, width and training differ by orders of magnitude. A latent's mean frequency is L0 / width, so

@@ -187,10 +187,11 @@ def matched_histogram(
     colours: Sequence[str] = COLOURS,
 ) -> Axes:
     """Histograms of log10 firing frequency, one outline a line: of each seed the arm whose L0 is
-    nearest to `l0` (by ratio), counts averaged over seeds. Latents that never fired are left out,
-    those below 1e-4 in the first bin; dashed lines mark 1% and 10%. Lines take `colours` in
-    order."""
+    nearest to `l0` (by ratio), counts averaged over seeds if there are several. Latents that never
+    fired are left out, those below 1e-4 in the first bin; dashed lines mark 1% and 10%. Lines take
+    `colours` in order."""
     edges = np.linspace(-4, 0, bins + 1)
+    shown = "latents (mean over seeds)" if table["seed"].nunique() > 1 else "latents"
     for index, name in enumerate(lines):
         rows = table[(table[by] == name) & (table["l0"] > 0)]
         if rows.empty:
@@ -211,6 +212,6 @@ def matched_histogram(
         )
     for rate in (-2, -1):
         axes.axvline(rate, color="grey", linestyle="--", linewidth=0.6)
-    axes.set(yscale="log", xlabel="log10 firing frequency", ylabel="latents (mean over seeds)")
+    axes.set(yscale="log", xlabel="log10 firing frequency", ylabel=shown)
     axes.set_ylim(bottom=0.5)
     return axes

@@ -11,12 +11,16 @@ from matplotlib.figure import Figure
 
 from ablations import paper
 from ablations._paper_figures import (
+    BARS,
     CURVES,
     FIGURES,
     FIVE,
+    JUMP,
     KINDS,
     RELU,
+    RI_L1,
     SITES,
+    TOPK,
     paper_points,
     placed,
     points_of,
@@ -59,7 +63,7 @@ def test_every_curve_of_the_paper_has_its_panel(reference: dict[str, Figure]) ->
         lines = [line for axes in reference[figure.name].axes for line in axes.lines]
         assert sum(len(line.get_xdata()) for line in lines) == len(here)
         assert all((np.diff(line.get_xdata()) > 0).all() for line in lines)
-    assert POINTS.notna().all().all()
+    assert POINTS.drop(columns=BARS).notna().all().all()
     assert POINTS.groupby("place")["layer"].unique().map(list).to_dict() == {
         0: [9],
         1: [20],
@@ -175,8 +179,9 @@ def test_relu_has_a_curve_where_the_paper_has_none() -> None:
     assert set(relu["figure"]) == {2, 5, 10, 11, 12, 13}
     assert RELU.key not in set(POINTS["series"])
     for number in sorted(set(relu["figure"])):
-        drawn = draw(BY_NUMBER[number], {BEHIND: POINTS, RUN: points})
-        for axes in drawn.axes:
+        figure = BY_NUMBER[number]
+        drawn = draw(figure, {BEHIND: POINTS, RUN: points})
+        for axes in drawn.axes[: 3 * len(figure.rows)]:
             (line,) = (line for line in axes.lines if line.get_color() == COLOURS["ReLU"])
             assert (line.get_label(), line.get_linestyle()) == ("ReLU + L1", "-")
 
@@ -215,7 +220,9 @@ def test_variants_are_told_apart() -> None:
         drawn = {series.paper for series in BY_NUMBER[number].series if series.line}
         assert Counter(here["series"]) == dict.fromkeys(drawn, 3)
         assert set(here["layer"]) == {14}
-    assert set(points[points["figure"] == 16]["site"]) == set(SITES)
+    sixteen = points[points["figure"] == 16]
+    assert set(sixteen["site"]) == set(SITES)
+    assert set(sixteen["series"]) == {"Gated", *(s.key for s in (RI_L1, JUMP, TOPK, RELU))}
 
 
 def test_planted_ratios_are_found() -> None:
