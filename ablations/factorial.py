@@ -82,7 +82,7 @@ AT = tuple(float(x) for x in np.log(PLACES))
 LOSSES = tuple(float(x) for x in np.log((0.03, 0.06, 0.12, 0.2)))
 """Values of log delta LM loss, nats, at which firing frequencies are compared."""
 FLOOR = 0.01
-"""Delta LM loss, nats, below which figures do not go: the text's noise."""
+"""Delta LM loss, nats, up to which it is the text's noise, and has no logarithm worth its name."""
 
 
 @dataclass(frozen=True)

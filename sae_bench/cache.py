@@ -25,6 +25,7 @@ from sae_bench.extract import HELD_OUT, TRAINING, extract
 from sae_bench.folders import cache_root
 from sae_bench.manifest import Manifest
 from sae_bench.models import DTYPES, LanguageModel
+from sae_bench.norms import Huge
 from sae_bench.permutation import Permutation
 from sae_bench.placement import DeviceRows, DiskRows, Placement, Rows, fitting, slices
 from sae_bench.reading import DEFAULT_CONTEXT, Reading
@@ -111,7 +112,8 @@ class ActivationCache(ActivationSource):
             trust_remote_code: whether Python code that comes with the model may run.
 
         Returns:
-            site -> training cache; its `held_out` is the cache of the held-out documents.
+            site -> training cache; its `held_out` is the cache of the held-out documents. A warning
+            tells of sites where a few tokens of huge norm hold much of the squared norm (`norms`).
 
         Raises:
             InputError: an input is unknown, a side of the split has no text, or the disk is full.
@@ -167,6 +169,9 @@ class ActivationCache(ActivationSource):
         training: dict[str, Self] = side(False, tokens)
         for name, cache in training.items():
             cache.held_out = evaluation.get(name)
+            huge = Huge.among(cache.chunks(8192), cache.columns().position)
+            if found := huge.warning(name):
+                warnings.warn(found, stacklevel=2)
         return training
 
     @classmethod
