@@ -28,13 +28,11 @@ from ablations._paper_figures import (
 )
 from ablations._paper_plots import BEHIND, RUN, draw
 from ablations._paper_runs import bandwidths, figures_of_run
-from ablations._paper_schematics import THETA, Toy, pseudo_derivatives
 from architectures.topk import AuxK
 from sae_bench.ablation import Finished
 from sae_bench.activations import JumpReLU, LogThreshold
 from sae_bench.cache import ActivationCache
 from sae_bench.errors import InputError
-from sae_bench.kernels import Rectangle, Triangle
 from sae_bench.penalties import L0
 from sae_bench.plots import COLOURS, MARKERS
 from sae_bench.results import Results
@@ -421,27 +419,6 @@ def test_the_papers_setting() -> None:
     ks = sorted({slots["activation"].k for slots in ranked})
     there = POINTS[(POINTS["figure"] == 2) & (POINTS["series"] == "TopK (AuxK)")]
     assert np.sort(there[there["layer"] == 20]["x"]) == pytest.approx(ks, rel=0.03)
-
-
-# -- the schematics -------------------------------------------------------------------------------
-
-
-def test_backward_estimates_the_closed_form() -> None:
-    toy, theta = Toy(), torch.tensor([0.7, 0.9, 1.1])
-    x, _ = toy.sample(400_000)
-    found = toy.estimate(x, theta, Rectangle(0.05))
-    assert found.numpy() == pytest.approx(toy.gradient(theta).numpy(), abs=0.02)
-    assert toy.gradient(torch.tensor([THETA])).item() == 0
-    x = torch.linspace(-2, 3, 5001)
-    assert torch.trapezoid(toy.density(x), x).item() == pytest.approx(1, abs=1e-3)
-
-
-def test_pseudo_derivatives_are_windows() -> None:
-    pre, kernel = torch.linspace(0, 1, 101), Triangle(0.2)
-    code, step = pseudo_derivatives(pre, THETA, kernel)
-    window = kernel.window(pre - THETA)
-    assert torch.allclose(step, -window)
-    assert torch.allclose(code, -THETA * window)
 
 
 def test_the_reference_is_everything_that_needs_no_run(reference: dict[str, Figure]) -> None:
