@@ -124,6 +124,7 @@ CHOSEN = {**_windowed("Rectangle"), "part": rf"^(?!{VARIED}$)"}
 
 OWN = looks(["ReLU", "Gated", "GatedRIL1", "JumpReLU", "TopK"])
 THETA = "JumpReLU + L0 (theta)"
+TARGETED = "JumpReLU + TargetL0 (theta)"
 WITH_AUX, WITHOUT_AUX = {"aux": r"AuxK\(\d+, (?!0,)"}, {"aux": r"AuxK\(\d+, 0,"}
 
 GATED = Series("Gated (Original)", "Gated", OWN["Gated"], "Gated")
@@ -195,7 +196,15 @@ FIGURES = (
                 "JumpReLU (target L0)",
                 "JumpReLU, target L0",
                 _spare(0),
-                "JumpReLU + TargetL0 (theta)",
+                TARGETED,
+                {"coefficient": "^1"},
+            ),
+            Series(
+                "",
+                "JumpReLU, target L0 x 0.1",
+                _spare(4, "v"),
+                TARGETED,
+                {"coefficient": r"^0\.1"},
             ),
         ),
         places=(1,),

@@ -78,6 +78,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     **{f"JumpReLU + L0, {kernel}": {"settings": LAMBDAS} for kernel in KERNELS},
 }
 """What differs in each line."""
+VARIANTS = tuple(name for name in CHANGES if name not in LINES)
+"""The others, at the middle residual site."""
 
 
 def as_published(name: str, line: Line) -> Line:

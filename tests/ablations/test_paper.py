@@ -215,7 +215,7 @@ def test_variants_are_told_apart() -> None:
     points = points_of(TABLE.assign(recon_loss=TABLE["fvu"], r_l0=0.5))
     for number in (8, 9, 17):
         here = points[points["figure"] == number]
-        drawn = {series.paper for series in BY_NUMBER[number].series if series.line}
+        drawn = {series.key for series in BY_NUMBER[number].series if series.line}
         assert Counter(here["series"]) == dict.fromkeys(drawn, 3)
         assert set(here["layer"]) == {14}
     sixteen = points[points["figure"] == 16]
