@@ -19,8 +19,13 @@ from sae_bench.projection import NeedsDense
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.side_by_side import SideBySide
 from sae_bench.sparse import Deferred, Sparse
+from tests.either import either
 from tests.sae_bench.test_combinations import ACTIVATIONS, PENALTIES, estimators, objects
 from tests.small import ARCHITECTURES, D_SAE, small_batch, small_sae
+
+__all__ = ["either"]
+
+pytestmark = pytest.mark.usefixtures("either")
 
 
 @dataclass
