@@ -6,8 +6,9 @@ round-off. `sparse_kernels` says what each computes, this module how.
 Needs products with matrices in CSR form, which torch has for the CPU and for CUDA (cuSPARSE: SpMM
 in `weighted_rows`, SDDMM in `sampled_products`). The host waits for the device where the number of
 entries found has to be known: once in each `above`, `largest`, `near` and `narrow`, and nowhere
-else here (a step waits besides where it decides by numbers, as for `Thinning`). Beside its result and a few numbers for each entry, a search takes about 20 bytes for each
-element of `product`, which is one piece of a batch; nothing takes entries x d.
+else here; a step waits besides where numbers decide how it goes on, such as a `Thinning`. Beside
+its result and a few numbers for each entry, a search takes about 20 bytes for each element of
+`product`, which is one piece of a batch; nothing takes entries x d.
 
 Speed on CUDA is unmeasured; on the CPU the compiled loops are faster.
 """
