@@ -1,6 +1,7 @@
 """Where tensors live: every decision about devices stands here."""
 
 import ctypes
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,13 @@ def free_memory(device: torch.device) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, read when `device` has done all that it was asked for."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -75,6 +75,6 @@ def determinism(device: torch.device) -> str:
     if device.type == "cpu":
         return "same bits on this kind of processor with the same number of threads and versions"
     return (
-        f"same seeds and batches; {device.type} sums in no fixed order, so bits may differ between "
-        "runs"
+        f"same seeds and batches; {device.type} sums in no fixed order, and steps go the way that "
+        "was timed as the faster, so bits may differ between runs"
     )

@@ -82,13 +82,14 @@ class Projection:
         """
         support, value = self._joined(self._around(bounds, most))
         assert support.near is not None
-        support, kept = support.thinned(value, bounds.theta, bounds.high, most(support.near))
-        return self.keep(support, value[kept])
+        support, chosen = support.thinned(value, bounds.theta, bounds.high, most(support.near))
+        return self.keep(support, value[chosen])
 
     def _around(
         self, bounds: Bounds, most: Thinning
     ) -> Iterator[tuple[Support, Float[Tensor, " _"]]]:
-        bias, near = self._bias(), torch.zeros(self.shape[1], dtype=torch.int64)
+        bias = self._bias()
+        near = torch.zeros(self.shape[1], dtype=torch.int64, device=self.x.device)
         for product in self._products():
             support, value = around(product, bias, bounds, near, most)
             yield support, value

@@ -1,11 +1,11 @@
 """The largest pre-activations, of each token or of a batch."""
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.sparse import Deferred, Sparse
+from sae_bench.support import first_largest
 
 SAMPLE = 32
 """Tokens whose pre-activations say where to look for the largest of a batch."""
@@ -40,11 +40,6 @@ def _largest_entries(pre: Deferred, m: int) -> Sparse:
         support = pre.above(0.0)
     values = pre.at(support).detach()
     if len(support) > m:
-        array = values.numpy()
-        least = np.partition(array, len(array) - m)[len(array) - m]
-        kept = array > least
-        ties = np.flatnonzero(array == least)
-        kept[ties[: m - np.count_nonzero(kept)]] = True  # the first of equal ones
-        kept = torch.from_numpy(kept)
-        support = projection.keep(support.narrowed(kept), values[kept])
+        support, chosen = support.narrowed(first_largest(values, m))
+        projection.keep(support, values[chosen])
     return Sparse(support, pre.at(support))

@@ -26,8 +26,8 @@ class _Matrix(Tensor):
     one of its arguments is such a matrix, `on_get_<name>` what reading the attribute does.
     """
 
-    def __new__(cls, shape: tuple[int, int], dtype: torch.dtype) -> Any:
-        return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device("cpu"))
+    def __new__(cls, shape: tuple[int, int], like: Tensor) -> Any:
+        return Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
 
     @classmethod
     def __torch_function__(
@@ -59,7 +59,7 @@ class _Matrix(Tensor):
         return f"{type(self).__name__}{tuple(self.shape)}"
 
     def on_new(self, func: Callable, _: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return func(torch.empty(0, dtype=self.dtype), *args, **kwargs)
+        return func(torch.empty(0, dtype=self.dtype, device=self.device), *args, **kwargs)
 
     on_new_zeros = on_new_ones = on_new_full = on_new_empty = on_new_tensor = on_new
 
@@ -77,7 +77,7 @@ class Deferred(_Matrix):
     def __new__(
         cls, projection: Projection, shift: Tensor | float | None = None, maps: tuple = ()
     ) -> "Deferred":
-        made = super().__new__(cls, projection.shape, projection.x.dtype)
+        made = super().__new__(cls, projection.shape, projection.x)
         made.projection, made.shift, made.maps = projection, shift, maps
         return made
 
@@ -111,7 +111,7 @@ class Deferred(_Matrix):
 
     def _bound(self, bound: Tensor | float) -> Float[Tensor, " d_sae"]:
         """What the projection is compared with."""
-        low = torch.as_tensor(bound, dtype=self.dtype).detach()
+        low = torch.as_tensor(bound, dtype=self.dtype, device=self.device).detach()
         if self.maps or low.shape not in (torch.Size(), self.shape[1:]):
             raise NeedsDense("a comparison of rescaled pre-activations, or with a matrix")
         if self.shift is not None:
@@ -166,13 +166,13 @@ class Sparse(_Matrix):
     background: float
 
     def __new__(cls, support: Support, entries: Tensor, background: float = 0.0) -> "Sparse":
-        made = super().__new__(cls, support.shape, entries.dtype)
+        made = super().__new__(cls, support.shape, entries)
         made.support, made.entries, made.background = support, entries, background
         return made
 
     def dense(self) -> Tensor:
         """The same as an ordinary tensor."""
-        full = torch.full(self.support.shape, self.background, dtype=self.dtype)
+        full = self.entries.new_full(self.support.shape, self.background)
         place = self.support.tokens.long(), self.support.latents.long()
         return full.index_put(place, self.entries)
 
@@ -180,8 +180,8 @@ class Sparse(_Matrix):
         """Columns `first` to `end` - 1."""
         latents = self.support.latents
         kept = (latents >= first) & (latents < end)
-        support = self.support.narrowed(kept, first, end - first)
-        return Sparse(support, self.entries[kept], self.background)
+        support, chosen = self.support.narrowed(kept, first, end - first)
+        return Sparse(support, self.entries[chosen], self.background)
 
     def on_get_grad(self, func: Callable, _: Tensor) -> Tensor | None:
         grad = self.entries.grad
@@ -378,6 +378,8 @@ def _elementwise(
     if sparse is not None:
         support = sparse.support
         entries = func(*(_other(each, support) for each in args), **kwargs)
+        if entries.device != sparse.device:
+            raise NeedsDense("codes brought to another device")
         return Sparse(support, entries, _background(func, name, args, kwargs))
     deferred = matrices[0]
     assert isinstance(deferred, Deferred)
@@ -405,8 +407,11 @@ def _background(
         if name in _PRODUCTS and any(each.background == 0 for each in factors):
             return 0.0
         raise NeedsDense(f"{name} of codes and of what differs between latents")
+    device = others[0].device if others else None
     here = (
-        torch.tensor(each.background, dtype=each.dtype) if isinstance(each, Sparse) else each
+        torch.tensor(each.background, dtype=each.dtype, device=device)
+        if isinstance(each, Sparse)
+        else each
         for each in args
     )
     return func(*here, **kwargs).item()

@@ -2,7 +2,7 @@
 
 Rows are stored one after another: `starts[i]` to `starts[i + 1]` are the entries of row i, `column`
 says where in the row each stands, `value` what it is. Arrays are C-contiguous, in host memory.
-Nothing else in the project knows how this is computed; another device needs its own such module.
+`torch_kernels` computes the same on other devices; `backends` says which is used where.
 """
 
 import numpy as np
@@ -244,10 +244,10 @@ def bounds_of_first(count: Array, before: Array, most: int, low: Array, theta: A
 
     Args:
         count: how many each column has in each block.
-        before: how many in rows before the first block; changed to those before the end.
+        before: how many in rows before the first block.
     """
     out = np.empty(count.shape, low.dtype)
-    _bounds(0, count.shape[1], count, before, most, low, theta, out)
+    _bounds(0, count.shape[1], count, before.copy(), most, low, theta, out)
     return out
 
 
@@ -260,12 +260,35 @@ def largest(product: Array, bias: Array, k: int) -> tuple[Array, Array, Array]:
     return np.arange(0, (rows + 1) * k, k), column, value
 
 
+def first_largest(value: Array, m: int) -> Array:
+    """Which of all entries are the m largest; of equal ones the first."""
+    least = np.partition(value, len(value) - m)[len(value) - m]
+    kept = value > least
+    ties = np.flatnonzero(value == least)
+    kept[ties[: m - np.count_nonzero(kept)]] = True
+    return kept
+
+
 def transpose(starts: Array, column: Array, width: int) -> tuple[Array, Array, Array]:
     """The entries by column: starts, order (their numbers) and token (their rows)."""
     ends = offsets(np.bincount(column, minlength=width))
     order, token = np.empty(len(column), np.int64), np.empty(len(column), np.int32)
     _transpose(0, len(starts) - 1, starts, column, ends[:-1].copy(), order, token)
     return ends, order, token
+
+
+def rows_of(starts: Array, entries: int) -> Array:
+    """The row of each of so many entries."""
+    out = np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))
+    assert len(out) == entries
+    return out
+
+
+def narrow(starts: Array, column: Array, kept: Array, first: int) -> tuple[Array, Array, Array]:
+    """Some of the entries, in a matrix that starts at the column `first`: starts, column, and by
+    what index their values are picked."""
+    before = np.concatenate((np.zeros(1, np.int64), np.cumsum(kept)))
+    return before[starts], column[kept] - np.int32(first), kept
 
 
 def ranks(column: Array, width: int) -> tuple[Array, Array]:

@@ -201,6 +201,7 @@ class RunFolder:
             "reason": trained.reason or "",
             "activation_scale": scale,
             "seconds": trained.seconds,
+            "path": trained.path,
         }
         self._close(arm, outcome)
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from sae_bench import sparse_kernels as kernels
+from sae_bench.backends import backend
 
 Thinning = Callable[[Int[Tensor, " width"]], int]
 """How many samples each latent has in a step -> how many of each are taken; never more for more."""
@@ -33,11 +32,12 @@ class Support:
     """Entries of a matrix of `tokens` rows and `width` columns, row by row and ascending in each.
 
     starts: where each row's entries begin, and the end of the last. column: the latent of each.
+    Both lie where the matrix does, which decides what computes with them (`backends`).
     near: how many entries near its threshold each latent has, those that were left out included.
     """
 
-    starts: np.ndarray
-    column: np.ndarray
+    starts: Int[Tensor, " ends"]
+    column: Int[Tensor, " entries"]
     width: int
     near: Int[Tensor, " width"] | None = None
 
@@ -54,33 +54,31 @@ class Support:
     def __len__(self) -> int:
         return len(self.column)
 
-    @cached_property
+    @property
     def latents(self) -> Int[Tensor, " entries"]:
         """The latent of each entry."""
-        return torch.from_numpy(self.column)
+        return self.column
 
     @cached_property
     def tokens(self) -> Int[Tensor, " entries"]:
         """The token of each entry."""
-        every = np.arange(self.rows, dtype=np.int32)
-        return torch.from_numpy(np.repeat(every, np.diff(self.starts)))
+        return backend(self.starts).rows_of(self.starts, len(self))
 
     @cached_property
-    def _order(self) -> np.ndarray:
-        return np.arange(len(self))
+    def _order(self) -> Int[Tensor, " entries"]:
+        return torch.arange(len(self), device=self.column.device)
 
     @cached_property
-    def _by_latent(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return kernels.transpose(self.starts, self.column, self.width)
+    def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        return backend(self.column).transpose(self.starts, self.column, self.width)
 
     def narrowed(
         self, kept: Bool[Tensor, " entries"], first: int = 0, width: int | None = None
-    ) -> "Support":
-        """Some of the entries, in a matrix of `width` columns that starts at the column `first`."""
-        mask = kept.numpy()
-        before = np.concatenate((np.zeros(1, np.int64), np.cumsum(mask)))
-        column = self.column[mask] - np.int32(first)
-        return Support(before[self.starts], column, self.width if width is None else width)
+    ) -> tuple["Support", Shaped[Tensor, " _"]]:
+        """Some of the entries, in a matrix of `width` columns that starts at the column `first`,
+        and the index that picks their values."""
+        starts, column, chosen = backend(kept).narrow(self.starts, self.column, kept, first)
+        return Support(starts, column, self.width if width is None else width), chosen
 
     def thinned(
         self,
@@ -88,11 +86,12 @@ class Support:
         theta: Float[Tensor, " width"],
         high: Float[Tensor, " width"],
         most: int,
-    ) -> tuple["Support", Bool[Tensor, " entries"]]:
-        """All entries above `theta`, and of those up to `high` the first `most` of each latent."""
-        arrays = self.column, _array(value), _array(theta), _array(high)
-        kept = torch.from_numpy(kernels.thin(*arrays, most))
-        return replace(self.narrowed(kept), near=self.near), kept
+    ) -> tuple["Support", Shaped[Tensor, " _"]]:
+        """All entries above `theta`, and of those up to `high` the first `most` of each latent; and
+        the index that picks their values."""
+        kept = backend(value).thin(self.column, value, theta, high, most)
+        support, chosen = self.narrowed(kept)
+        return replace(support, near=self.near), chosen
 
     def times(
         self,
@@ -101,18 +100,8 @@ class Support:
         base: Float[Tensor, "#tokens d"],
     ) -> Float[Tensor, "tokens d"]:
         """base + M rows, M the matrix with these values."""
-        one = np.ones(1, _array(rows).dtype)
-        return torch.from_numpy(
-            kernels.weighted_rows(
-                self.starts,
-                self.column,
-                _array(value),
-                self._order,
-                _array(rows),
-                one,
-                _array(base),
-            )
-        )
+        places = self.starts, self.column, value, self._order
+        return backend(value).weighted_rows(*places, rows, rows.new_ones(1), base)
 
     def transposed_times(
         self,
@@ -123,16 +112,13 @@ class Support:
     ) -> Float[Tensor, "width d"]:
         """scale base + M^T rows."""
         starts, order, token = self._by_latent
-        arrays = (_array(each) for each in (rows, scale, base))
-        return torch.from_numpy(kernels.weighted_rows(starts, token, _array(value), order, *arrays))
+        return backend(value).weighted_rows(starts, token, value, order, rows, scale, base)
 
     def products(
         self, left: Float[Tensor, "tokens d"], rows: Float[Tensor, "width d"]
     ) -> Float[Tensor, " entries"]:
         """left rows^T at the entries."""
-        return torch.from_numpy(
-            kernels.sampled_products(self.starts, self.column, _array(left), _array(rows))
-        )
+        return backend(left).sampled_products(self.starts, self.column, left, rows)
 
 
 def above(
@@ -141,9 +127,9 @@ def above(
     bound: Float[Tensor, " width"],
 ) -> tuple[Support, Float[Tensor, " entries"]]:
     """The entries of product + bias above `bound`, and those that are no numbers."""
-    arrays = _array(product), _array(bias), _array(bound)[None]
-    starts, column, value = kernels.above(*arrays, max(len(product), 1))
-    return Support(starts, column, product.shape[1]), torch.from_numpy(value)
+    rows = max(len(product), 1)
+    starts, column, value = backend(product).above(product, bias, bound[None], rows)
+    return Support(starts, column, product.shape[1]), value
 
 
 def around(
@@ -160,21 +146,26 @@ def around(
         near: how many each latent has among earlier tokens; the support's has these tokens, too.
         most: how many are needed, by how many there are so far.
     """
-    low, theta, high = (_array(each) for each in ends)
-    arrays = _array(product), _array(bias)
-    count = kernels.count_near(*arrays, low, high, BLOCK)
-    total = near + torch.from_numpy(count.sum(0))
-    bounds = kernels.bounds_of_first(count, _array(near).copy(), most(total), low, theta)
-    starts, column, value = kernels.above(*arrays, bounds, BLOCK)
-    return Support(starts, column, product.shape[1], total), torch.from_numpy(value)
+    low, theta, high = ends
+    kernels = backend(product)
+    count = kernels.count_near(product, bias, low, high, BLOCK)
+    total = near + count.sum(0)
+    bounds = kernels.bounds_of_first(count, near, most(total), low, theta)
+    starts, column, value = kernels.above(product, bias, bounds, BLOCK)
+    return Support(starts, column, product.shape[1], total), value
 
 
 def largest(
     product: Float[Tensor, "tokens width"], bias: Float[Tensor, " width"], k: int
 ) -> tuple[Support, Float[Tensor, " entries"]]:
     """The k largest entries of each row of product + bias; of equal ones the first."""
-    starts, column, value = kernels.largest(_array(product), _array(bias), k)
-    return Support(starts, column, product.shape[1]), torch.from_numpy(value)
+    starts, column, value = backend(product).largest(product, bias, k)
+    return Support(starts, column, product.shape[1]), value
+
+
+def first_largest(value: Float[Tensor, " entries"], m: int) -> Bool[Tensor, " entries"]:
+    """Which are the m largest; of equal ones the first."""
+    return backend(value).first_largest(value, m)
 
 
 def joined(
@@ -184,11 +175,12 @@ def joined(
     if len(parts) == 1:
         return parts[0]
     supports, values = zip(*parts, strict=True)
-    counts = np.concatenate([np.diff(support.starts) for support in supports])
-    column = np.concatenate([support.column for support in supports])
-    made = Support(kernels.offsets(counts), column, supports[0].width, supports[-1].near)
+    counts = torch.cat([support.starts.diff() for support in supports])
+    column = torch.cat([support.column for support in supports])
+    made = Support(_offsets(counts), column, supports[0].width, supports[-1].near)
     return made, torch.cat(values)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
+def _offsets(count: Int[Tensor, " rows"]) -> Int[Tensor, " ends"]:
+    """Where each row's entries begin, and the end of the last."""
+    return torch.cat([count.new_zeros(1, dtype=torch.int64), count.cumsum(0)])

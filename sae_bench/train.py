@@ -17,7 +17,7 @@ from sae_bench.arm import Arm
 from sae_bench.checkpoints import Checkpoints, State
 from sae_bench.devices import default_device, free_memory, give_memory_back, keeping_memory
 from sae_bench.errors import InputError, one_line
-from sae_bench.paths import MOST, Path
+from sae_bench.paths import MOST, path_on
 from sae_bench.progress import Progress
 from sae_bench.projection import NeedsDense
 from sae_bench.sae import Loss, SparseAutoencoder
@@ -35,8 +35,9 @@ class Trained:
 
     sae: in normalised units, not yet folded; None if it could not be built. reason: why it failed,
     or None. history: one row a logged step (step, tokens, lr, sparsity_scale, l0, fvu, and the
-    terms of the loss). seconds: time spent in this arm's own steps. out_of_memory: the machine's
-    fault, not the arm's: its checkpoints stay.
+    terms of the loss). seconds: time spent in this arm's own steps. path: what the choice between
+    sparse and dense steps rests on, if that was measured. out_of_memory: the machine's fault, not
+    the arm's: its checkpoints stay.
     """
 
     arm: Arm
@@ -44,6 +45,7 @@ class Trained:
     reason: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    path: str = ""
     out_of_memory: bool = False
 
 
@@ -84,9 +86,7 @@ class Trainee:
             }
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._observed = False
-        self._path = Path(
-            device.type == "cpu" and not (self.recipe.compile or self.recipe.autocast)
-        )
+        self._path = path_on(device, not (self.recipe.compile or self.recipe.autocast))
 
     def step(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
         """One optimiser step on a normalised batch; `index` counts from 0."""
@@ -110,17 +110,19 @@ class Trainee:
         return loss
 
     def _along_path(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
-        if self._path.is_sparse:
-            try:
-                with self.sae.sparsely(MOST):
-                    loss = self._backward(index, x)
-                self._try_counters(loss)
-                return loss
-            except NeedsDense as reason:
-                self._path.close(reason)
-        else:
+        if not self._path.is_sparse:
+            with self._path.step():
+                loss = self._backward(index, x)
             self._path.passed()
-        return self._backward(index, x)
+            return loss
+        try:
+            with self._path.step(), self.sae.sparsely(MOST):
+                loss = self._backward(index, x)
+            self._try_counters(loss)
+            return loss
+        except self._path.survived as reason:
+            self._path.close(reason)
+        return self._backward(index, x)  # not inside `except`, which holds what the attempt made
 
     def _try_counters(self, loss: Loss) -> None:
         """Whether the counters, too, can do with entries: once, on a copy.
@@ -204,7 +206,10 @@ class Trainee:
             self.result.reason = _reason(error)
             self.result.out_of_memory = _is_out_of_memory(error)
         self.result.seconds += time.perf_counter() - started
-        return not last and self.result.reason is None
+        ended = last or self.result.reason is not None
+        if ended:
+            self.result.path = self._path.finding
+        return not ended
 
     def state(self, step: int) -> State:
         """What it is after `step` steps; the tensors are its own, not copies."""
@@ -216,7 +221,7 @@ class Trainee:
                 for moment, tensor in self._optimiser.state[stored].items()
             },
             "finite": self._finite,
-            "path": self._path.wait,
+            **self._path.tensors,
         }
         return State(step, tensors, self.result.history, self.result.seconds)
 
@@ -229,7 +234,8 @@ class Trainee:
         """
         saved, own = dict(state.tensors), self._sae_tensors()
         self._finite.copy_(saved.pop("finite"))
-        self._path.wait.copy_(saved.pop("path"))
+        of_path = {name: saved.pop(name) for name in state.tensors if name.startswith("path")}
+        self._path.restore(of_path)
         of_sae = {name: saved.pop(f"sae.{name}", None) for name in own}
         for name, tensor in own.items():
             found = of_sae[name]

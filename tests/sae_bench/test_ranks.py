@@ -1,18 +1,26 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae_bench.backends import Backend
 from sae_bench.ranks import near, ranks
+from tests.either import BACKENDS, computed_by, either
+
+__all__ = ["either"]
 
 
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
 @settings(deadline=None)  # the first call compiles
 @given(st.lists(st.integers(0, 5), max_size=30))
-def test_ranks_count_what_came_before(latents: list[int]) -> None:
-    rank, count = ranks(torch.tensor(latents, dtype=torch.int64), 6)
+def test_ranks_count_what_came_before(backend: Backend, latents: list[int]) -> None:
+    with computed_by(backend):
+        rank, count = ranks(torch.tensor(latents, dtype=torch.int64), 6)
     assert rank.tolist() == [latents[:i].count(each) for i, each in enumerate(latents)]
     assert count.tolist() == [latents.count(each) for each in range(6)]
 
 
+@pytest.mark.usefixtures("either")
 def test_near_is_the_comparison_sample_by_sample() -> None:
     generator = torch.Generator().manual_seed(0)
     latent = torch.randint(0, 7, (500,), generator=generator)

@@ -88,7 +88,7 @@ def test_training_again_drops_the_old_measurements(tmp_path: Path) -> None:
 
 def test_the_table_has_a_row_for_every_arm(tmp_path: Path) -> None:
     folder, (arm, failed) = started(tmp_path), ARMS
-    folder.keep(trained(arm, seconds=2.5), 1.0, PLACE)
+    folder.keep(trained(arm, seconds=2.5, path="sparse 1 ms, dense 2 ms"), 1.0, PLACE)
     folder.keep_evaluation(arm, row(arm))
     folder.keep(trained(failed, reason="broke"), 1.0, PLACE)
     table = folder.finish(ARMS, {"model": "m"})
@@ -98,6 +98,7 @@ def test_the_table_has_a_row_for_every_arm(tmp_path: Path) -> None:
     assert list(table["model"]) == ["m", "m"]
     assert table["l0"].tolist()[0] == 1.0
     assert table["seconds"].tolist()[0] == 2.5
+    assert folder.outcome(arm)["path"] == "sparse 1 ms, dense 2 ms"  # type: ignore[index]
     assert set(MEASURED) <= set(table)
     assert "frequency" not in table
     frequencies = pd.read_parquet(tmp_path / "frequencies.parquet")

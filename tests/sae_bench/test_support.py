@@ -1,11 +1,14 @@
 """The entries that are listed, against a loop over all of them."""
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae_bench.backends import Backend
 from sae_bench.support import BLOCK, Bounds, above, around, joined
+from tests.either import BACKENDS, computed_by
 
 
 def by_hand(
@@ -22,6 +25,8 @@ def by_hand(
     return places
 
 
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
+@settings(deadline=None)  # the first call compiles
 @given(
     st.lists(st.integers(0, 3 * BLOCK), min_size=1, max_size=3),
     st.integers(1, 20),
@@ -29,9 +34,14 @@ def by_hand(
     st.integers(0, 99),
 )
 def test_the_first_near_ones_of_each_latent(
-    sizes: list[int], width: int, most: int, seed: int
+    backend: Backend, sizes: list[int], width: int, most: int, seed: int
 ) -> None:
     """Products come some tokens at a time; what is needed falls as more are counted."""
+    with computed_by(backend):
+        check_first_near_ones(sizes, width, most, seed)
+
+
+def check_first_near_ones(sizes: list[int], width: int, most: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     products = [torch.randn(size, width, generator=generator) for size in sizes]
     products[0][:1, :1] = torch.nan
@@ -53,12 +63,15 @@ def test_the_first_near_ones_of_each_latent(
     assert near.tolist() == ((matrix > low) & (matrix <= high)).sum(0).tolist()
 
 
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
+@settings(deadline=None)  # the first call compiles
 @given(st.integers(0, 40), st.integers(1, 20), st.integers(0, 99))
-def test_everything_above(tokens: int, width: int, seed: int) -> None:
+def test_everything_above(backend: Backend, tokens: int, width: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     product = torch.randn(tokens, width, generator=generator)
     bias, bound = torch.randn(2, width, generator=generator).unbind()
-    support, value = above(product, bias, bound)
+    with computed_by(backend):
+        support, value = above(product, bias, bound)
     matrix = product + bias
     token, latent = (matrix > bound).nonzero().unbind(1)
     assert support.tokens.tolist() == token.tolist()
