@@ -153,7 +153,7 @@ class PaperFigure:
         number: in the paper; 0: the paper does not show it.
         x: the horizontal axis.
         rows: of panels, from above.
-        series: its curves.
+        series: its curves; with one panel, the first is what the others are held against.
         places: its columns.
         title: what it is called in place of its number.
     """
@@ -344,9 +344,9 @@ def ratios(
     logs = {key: _log_at(curve, l0) for key, curve in here.groupby(["series", "place"])}
     values = pd.Series(logs, dtype=float).unstack() if logs else pd.DataFrame()
     values = values.where(np.exp(values) > floor)
-    if to.paper not in values.index:
+    if to.key not in values.index:
         return pd.DataFrame()
-    return np.exp(values - values.loc[to.paper])
+    return np.exp(values - values.loc[to.key])
 
 
 def _log_at(curve: pd.DataFrame, l0: float) -> float:

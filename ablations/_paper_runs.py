@@ -70,8 +70,8 @@ def released_series(table: pd.DataFrame) -> tuple[Series, ...]:
 
 def bandwidths(table: pd.DataFrame) -> Iterator[PaperFigure]:
     """The figure `bandwidth`, if the run has more than one: reconstruction loss against L0 at the
-    middle residual site, a curve an eps of the rectangle, from dark (narrow) to light; the one of
-    all other figures as it is drawn there.
+    middle residual site, a curve an eps of the rectangle: first the one of all other figures, as it
+    is drawn there, then from dark (narrow) to light.
 
     Args:
         table: as `points_of`.
@@ -81,7 +81,8 @@ def bandwidths(table: pd.DataFrame) -> Iterator[PaperFigure]:
     """
     rows = placed(table)
     rows = rows[(rows["line"] == THETA) & (rows["kind"] == MIDDLE[0].site)]
-    swept, chosen = (sorted(_widths(each), key=float) for each in (rows, JUMP.rows(rows)))
+    chosen = _widths(JUMP.rows(rows))
+    swept = sorted(_widths(rows), key=lambda eps: (eps not in chosen, float(eps)))
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(swept)))
     looks = {
         eps: OWN["JumpReLU"] if eps in chosen else Look(to_hex(shade), marker, "-")
@@ -89,7 +90,7 @@ def bandwidths(table: pd.DataFrame) -> Iterator[PaperFigure]:
     }
     if len(swept) > 1:
         series = tuple(
-            Series("", f"$\\epsilon$ = {eps}", look, THETA, {"kernel": _label(eps)})
+            Series("", f"eps = {eps}", look, THETA, {"kernel": _label(eps)})
             for eps, look in looks.items()
         )
         yield PaperFigure(0, L0, MIDDLE, series, places=(1,), title="bandwidth")

@@ -72,6 +72,7 @@ from ablations._paper_figures import (
     FIVE,
     JUMP,
     KINDS,
+    MIDDLE,
     SITES,
     THETA,
     VARIED,
@@ -81,7 +82,7 @@ from ablations._paper_figures import (
     ratios,
 )
 from ablations._paper_plots import PAPER, draw
-from ablations._paper_runs import figures_of_run, whole
+from ablations._paper_runs import bandwidths, figures_of_run, whole
 from ablations._paper_schematics import schematics
 from ablations.factorial import FLOOR
 from ablations.factorial import STUDY as FACTORIAL
@@ -103,6 +104,8 @@ AT = 50
 """L0 at which curves are compared."""
 OVER_SITES = (30, 50, 100)
 """L0 at which FVU is compared over sites."""
+VARIED_AT = (32, 64, 128)
+"""L0 at which variants are compared."""
 
 
 def _without_aux(k: float, tuned: Tuned) -> Mapping[str, Any]:
@@ -268,7 +271,9 @@ def answer(results: Results) -> str:
     """Delta LM loss over JumpReLU's at L0 = 50, the run's beside the paper's, where it has one;
     then FVU over all sites. The run's losses count where they are above `FLOOR`: on 2,048
     tokens their 95% intervals over documents reach 0.005 to 0.03 to either side."""
-    own, paper = points_of(whole(results)), paper_points()
+    table, paper = whole(results), paper_points()
+    shown = [*FIGURES, *bandwidths(table)]
+    own = points_of(table, shown)
     said = [
         f"Delta LM loss over that of JumpReLU at L0 = {AT}, by layer "
         f"from early to late, where both are above {FLOOR} nats; in brackets the paper's:"
@@ -289,6 +294,11 @@ def answer(results: Results) -> str:
             for series in FIVE
             if series is not JUMP and series.key in here
         ]
+    places = ", ".join(map(str, VARIED_AT))
+    said.append(f"Reconstruction loss at the middle residual site, L0 {places}:")
+    for figure in shown:
+        if figure.rows == MIDDLE:
+            said += _varied(figure, own, paper)
     return "\n".join(said)
 
 
@@ -309,6 +319,28 @@ def over_sites(
             for series, row in ratios(site, number, l0=l0).iterrows():
                 found.setdefault(str(series), []).extend(np.log(row.dropna().to_numpy(float)))
     return {series: np.array(values) for series, values in found.items()}
+
+
+def _varied(figure: PaperFigure, own: pd.DataFrame, paper: pd.DataFrame) -> list[str]:
+    """A line for each curve of a figure with one panel but the first, over the first."""
+    base, *others = figure.series
+    (place,) = figure.places
+
+    def over_base(points: pd.DataFrame) -> pd.DataFrame:
+        found = {l0: ratios(points, figure.number, base, l0) for l0 in VARIED_AT}
+        return pd.DataFrame(
+            {l0: each.get(place, pd.Series(dtype=float)) for l0, each in found.items()}
+        )
+
+    here, there = over_base(own), over_base(paper)
+    there = there.reindex(here.index)
+    return [
+        f"  {figure.title or f'figure {figure.number}'}, {series.name} over {base.name}: "
+        + ", ".join(map(_pair, here.loc[series.key], there.loc[series.key]))
+        + "."
+        for series in others
+        if series.key in here.index
+    ]
 
 
 def _found(logs: np.ndarray) -> str:

@@ -189,17 +189,17 @@ def test_one_curve_a_bandwidth() -> None:
     table = TABLE.assign(recon_loss=TABLE["fvu"])
     (figure,) = bandwidths(table)
     assert [series.name.split(" = ")[1] for series in figure.series] == [
+        "0.02",
         "0.002",
         "0.006",
-        "0.02",
         "0.06",
         "0.2",
     ]
     points = points_of(table, [figure])
-    assert points.groupby("series", sort=False).size().tolist() == [2, 2, 3, 2, 2]
+    assert points.groupby("series", sort=False).size().tolist() == [3, 2, 2, 2, 2]
     (axes,) = draw(figure, {RUN: points}).axes
     colours = [line.get_color() for line in axes.lines]
-    assert colours[2] == COLOURS["JumpReLU"]
+    assert colours[0] == COLOURS["JumpReLU"]
     assert len(set(colours)) == 5
     assert not list(bandwidths(table[table["part"] != "variants"]))
 
@@ -275,7 +275,9 @@ def test_figures_and_answer_of_a_run() -> None:
         "  Residual: Gated 2.00 [1.16], 2.00 [1.41], 2.00 [1.31]; Gated RI-L1"
     )
     assert said[1].endswith("; ReLU + L1 4.00, 4.00, 4.00.")
-    assert len(said) == 5 + 3 * 4
+    assert len(said) == 5 + 3 * 4 + 1 + 1 + 2 + 3 + 4
+    assert "  figure 8, TopK + AuxK over TopK: 1.00 [0.96], 1.00 [0.97], none [0.96]." in said
+    assert "  bandwidth, eps = 0.002 over eps = 0.02: none, 1.00, none." in said
     assert "  L0 50, ReLU + L1: +0.0% [+0.0, +0.0], higher at 0 of 9 sites." in said
     (gated,) = (line for line in said if line.startswith("  L0 50, Gated:"))
     assert "; the paper +6.8% [" in gated
@@ -349,7 +351,7 @@ def test_nine_sites_and_the_variants() -> None:
     assert len(parts) == 10
     made = {name: paper.arms(part) for name, part in parts.items()}
     assert {len(arms) for name, arms in made.items() if name != "variants"} == {25}
-    assert len(made["variants"]) == 25 + 4 * 3
+    assert len(made["variants"]) == 30 + 4 * 3
     for arms in made.values():
         assert len({arm.key for arm in arms}) == len(arms)
         assert not any(arm.objection for arm in arms)
