@@ -185,7 +185,6 @@ def test_relu_has_a_curve_where_the_paper_has_none() -> None:
 
 
 def test_one_curve_a_bandwidth() -> None:
-    """Three settings or, of the one in all other figures, as many as there are."""
     table = TABLE.assign(recon_loss=TABLE["fvu"])
     (figure,) = bandwidths(table)
     assert [series.name.split(" = ")[1] for series in figure.series] == [
@@ -196,7 +195,7 @@ def test_one_curve_a_bandwidth() -> None:
         "0.2",
     ]
     points = points_of(table, [figure])
-    assert points.groupby("series", sort=False).size().tolist() == [3, 2, 2, 2, 2]
+    assert points.groupby("series", sort=False).size().tolist() == [3, 3, 3, 3, 3]
     (axes,) = draw(figure, {RUN: points}).axes
     colours = [line.get_color() for line in axes.lines]
     assert colours[0] == COLOURS["JumpReLU"]
@@ -206,7 +205,7 @@ def test_one_curve_a_bandwidth() -> None:
 
 def test_other_bandwidths_are_in_no_other_figure() -> None:
     swept = TABLE["kernel"].str.contains(r"Rectangle\(0\.(?:002|006|06|2)\)", na=False)
-    assert swept.sum() == 4 * 2 * 2
+    assert swept.sum() == 4 * 3 * 2
     table = TABLE.assign(recon_loss=TABLE["fvu"])
     pd.testing.assert_frame_equal(points_of(table), points_of(table[~swept]))
 
@@ -277,7 +276,7 @@ def test_figures_and_answer_of_a_run() -> None:
     assert said[1].endswith("; ReLU + L1 4.00, 4.00, 4.00.")
     assert len(said) == 5 + 3 * 4 + 1 + 1 + 2 + 3 + 4
     assert "  figure 8, TopK + AuxK over TopK: 1.00 [0.96], 1.00 [0.97], none [0.96]." in said
-    assert "  bandwidth, eps = 0.002 over eps = 0.02: none, 1.00, none." in said
+    assert "  bandwidth, eps = 0.002 over eps = 0.02: 1.00, 1.00, none." in said
     assert "  L0 50, ReLU + L1: +0.0% [+0.0, +0.0], higher at 0 of 9 sites." in said
     (gated,) = (line for line in said if line.startswith("  L0 50, Gated:"))
     assert "; the paper +6.8% [" in gated
@@ -351,7 +350,7 @@ def test_nine_sites_and_the_variants() -> None:
     assert len(parts) == 10
     made = {name: paper.arms(part) for name, part in parts.items()}
     assert {len(arms) for name, arms in made.items() if name != "variants"} == {25}
-    assert len(made["variants"]) == 30 + 4 * 3
+    assert len(made["variants"]) == 30 + 4 * 5
     for arms in made.values():
         assert len({arm.key for arm in arms}) == len(arms)
         assert not any(arm.objection for arm in arms)
