@@ -194,14 +194,14 @@ FIGURES = (
             replace(JUMP, paper="JumpReLU (original)"),
             Series(
                 "JumpReLU (target L0)",
-                "JumpReLU, target L0",
+                "target L0",
                 _spare(0),
                 TARGETED,
                 {"coefficient": "^1"},
             ),
             Series(
                 "",
-                "JumpReLU, target L0 x 0.1",
+                "target L0 x 0.1",
                 _spare(4, "v"),
                 TARGETED,
                 {"coefficient": r"^0\.1"},
@@ -241,7 +241,8 @@ def paper_points() -> pd.DataFrame:
     """The paper's points of `FIGURES`; its layers 9, 20 and 31 are the places 0, 1 and 2.
 
     Readings below 0 are zeros. In figure 16 the Gated curve is named RI-L1, as in the paper, but
-    its values of L0 are those of the original Gated SAEs in figures 2 and 10 to 12.
+    its values of L0 are those of the original Gated SAEs in figures 2 and 10 to 12: it may be
+    theirs.
     """
     read = pd.read_csv(CURVES, comment="#")
     read = read.assign(figure=read["figure"].str.extract(r"fig(\d+)")[0].astype(int))
@@ -334,16 +335,13 @@ def _points(rows: pd.DataFrame, figure: PaperFigure) -> Iterator[pd.DataFrame]:
                     )
 
 
-def ratios(
-    points: pd.DataFrame, figure: int, to: Series = JUMP, l0: float = 50.0, floor: float = 0.0
-) -> pd.DataFrame:
+def ratios(points: pd.DataFrame, figure: int, to: Series = JUMP, l0: float = 50.0) -> pd.DataFrame:
     """y of each series over that of `to` at one L0, interpolated monotonically in log y against log
-    L0: one row a series, one column a place. NaN outside a curve's range, and where either is not
-    above `floor`."""
-    here = points[(points["figure"] == figure) & (points["y"] > 0)]
+    L0: one row a series, one column a place. NaN outside a curve's range. Points whose interval
+    reaches 0 do not count: they have no logarithm worth its name."""
+    here = points[(points["figure"] == figure) & (points["y"] > 0) & ~(points["low"] <= 0)]
     logs = {key: _log_at(curve, l0) for key, curve in here.groupby(["series", "place"])}
     values = pd.Series(logs, dtype=float).unstack() if logs else pd.DataFrame()
-    values = values.where(np.exp(values) > floor)
     if to.key not in values.index:
         return pd.DataFrame()
     return np.exp(values - values.loc[to.key])

@@ -101,7 +101,10 @@ def panel(
         here = (points["figure"] == figure.number) & (points["measure"] == row.y.column)
         here &= (points["site"] == row.site) & (points["place"] == place)
         apart = manner is BEHIND and not row.y.width_free
-        curves(points[here], _right(axes) if apart else axes, figure, manner)
+        drawn = curves(points[here], _right(axes) if apart else axes, figure, manner)
+        if not row.y.width_free:  # zeros of both axes stand side by side
+            drawn.update_datalim([(0, 0)], updatex=False)
+            drawn.autoscale_view()
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25, linewidth=0.5)
     return axes
@@ -175,9 +178,8 @@ def _legend(drawn: Figure, columns: int) -> None:
 
 @mpl.rc_context(plots.STYLE)
 def histograms(rows: pd.DataFrame, frequencies: pd.DataFrame, series: Sequence[Series]) -> Figure:
-    """Figure 14: histograms of log10 firing frequency on the residual stream, log counts, of each
-    series the arm nearest to L0 = 70, with its own L0; a panel a layer, latents that never fired
-    left out.
+    """Figure 14: histograms of log10 firing frequency on the residual stream at L0 = 70, log
+    counts; a panel a layer, latents that never fired left out.
 
     Args:
         rows: of a run at residual sites, at least one (`with_series`).

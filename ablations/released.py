@@ -16,7 +16,8 @@ Gemma 2 9B, layers 9, 20 and 31 of 42 (the preset's text is not). Elsewhere thei
 can be compared. How the SAEs were trained is not known here: a curve may mix budgets. All SAEs are
 in memory at once.
 
-Presets: `smollm2`, for SAEs of this suite; `gemma-2-2b` and `gemma-2-9b` for Gemma Scope, in
+Presets: `smollm2`, for SAEs of this suite, without the first eight positions of each context (some
+have huge norms); `gemma-2-2b` and `gemma-2-9b` for Gemma Scope, in
 bfloat16 and contexts of 1,024 tokens as these were trained (the models are gated on the hub). All
 read technical English that comes with Python's libraries; `--text` takes another text.
 """
@@ -33,7 +34,7 @@ from ablations._paper_runs import figures_of_run
 from sae_bench import plots
 from sae_bench.ablation import Data, Preset
 from sae_bench.arm import Arm
-from sae_bench.contexts import Packed
+from sae_bench.contexts import Packed, Settled
 from sae_bench.recipe import Recipe
 from sae_bench.results import Results
 
@@ -75,7 +76,7 @@ GEMMA = DATA.replace(
     model_dtype="bfloat16",
 )
 PRESETS = {
-    "smollm2": Measured(DATA),
+    "smollm2": Measured(DATA.replace(context=Settled(DATA.context))),
     "gemma-2-2b": Measured(GEMMA),
     "gemma-2-9b": Measured(GEMMA.replace(model="google/gemma-2-9b", site="layers.20.resid_post")),
 }

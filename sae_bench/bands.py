@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -174,6 +175,32 @@ def effects(
     return axes
 
 
+def matched_frequencies(
+    rows: pd.DataFrame, l0: float
+) -> tuple[Float[np.ndarray, " latents"], float]:
+    """log10 of the firing frequencies that arms of one line and seed would have at one L0, most
+    frequent first: that of the n-th most frequent latent, interpolated linearly in log L0 between
+    the two arms next to it. Ranks at which one of them has latents that never fired are left out.
+
+    Args:
+        rows: columns l0 (positive) and frequency (of every latent).
+        l0: where; outside the range of the arms its nearer end is taken.
+
+    Returns:
+        The frequencies, and their L0.
+    """
+    known = rows.sort_values("l0")
+    places = np.log(known["l0"].to_numpy(float))
+    at = float(np.clip(math.log(l0), places[0], places[-1]))
+    above = int(np.searchsorted(places, at))
+    below = max(above - 1, 0)
+    ranked = [np.sort(np.asarray(known["frequency"].iloc[n]))[::-1] for n in (below, above)]
+    fired = min(np.count_nonzero(each) for each in ranked)
+    low, high = (np.log10(each[:fired].astype(float)) for each in ranked)
+    weight = (at - places[below]) / (places[above] - places[below]) if above else 0.0
+    return (1 - weight) * low + weight * high, math.exp(at)
+
+
 @mpl.rc_context(STYLE)
 def matched_histogram(
     table: pd.DataFrame,
@@ -186,32 +213,27 @@ def matched_histogram(
     bins: int = 32,
     colours: Sequence[str] = COLOURS,
 ) -> Axes:
-    """Histograms of log10 firing frequency, one outline a line: of each seed the arm whose L0 is
-    nearest to `l0` (by ratio), counts averaged over seeds if there are several. Latents that never
-    fired are left out, those below 1e-4 in the first bin; dashed lines mark 1% and 10%. Lines take
+    """Histograms of log10 firing frequency at one L0 (`matched_frequencies`), one outline a line,
+    counts averaged over seeds if there are several; a line that does not reach it is labelled with
+    its own. Frequencies below 1e-4 are in the first bin; dashed lines mark 1% and 10%. Lines take
     `colours` in order."""
     edges = np.linspace(-4, 0, bins + 1)
+    rates = table[table["l0"] > 0].merge(frequencies, on=["arm", "eval_set"])
     shown = "latents (mean over seeds)" if table["seed"].nunique() > 1 else "latents"
     for index, name in enumerate(lines):
-        rows = table[(table[by] == name) & (table["l0"] > 0)]
-        if rows.empty:
-            continue
-        miss = (np.log(rows["l0"]) - math.log(l0)).abs()
-        nearest = rows.loc[miss.groupby(rows["seed"], dropna=False).idxmin()]
-        fired = nearest.merge(frequencies, on=["arm", "eval_set"])["frequency"]
-        counts = [
-            np.histogram(np.log10(f[f > 0]).clip(edges[0], edges[-1]), edges)[0]
-            for f in map(np.asarray, fired)
-        ]
-        axes.stairs(
-            np.mean(counts, axis=0),
-            edges,
-            color=colours[index % len(colours)],
-            linewidth=1.1,
-            label=f"{name}, L0 {nearest['l0'].mean():.0f}",
-        )
+        seeds = rates[rates[by] == name].groupby("seed", dropna=False)
+        found = [matched_frequencies(rows, l0) for _, rows in seeds]
+        if found:
+            own = np.mean([reached for _, reached in found])
+            axes.stairs(
+                np.mean([np.histogram(f.clip(-4, 0), edges)[0] for f, _ in found], axis=0),
+                edges,
+                color=colours[index % len(colours)],
+                linewidth=1.1,
+                label=name if np.isclose(own, l0) else f"{name}, L0 {own:.0f}",
+            )
     for rate in (-2, -1):
         axes.axvline(rate, color="grey", linestyle="--", linewidth=0.6)
-    axes.set(yscale="log", xlabel="log10 firing frequency", ylabel=shown)
+    axes.set(yscale="log", xlabel=f"log10 firing frequency at L0 {l0:g}", ylabel=shown)
     axes.set_ylim(bottom=0.5)
     return axes

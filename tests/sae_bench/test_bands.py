@@ -90,13 +90,34 @@ def test_effects_are_drawn_with_their_intervals() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
 
 
-def test_histograms_take_the_nearest_arm_of_each_seed() -> None:
+def test_frequencies_are_interpolated_by_rank() -> None:
+    """At the geometric mean of two L0, geometric means of the frequencies of each rank."""
+    rows = pd.DataFrame({"l0": [90.0, 10.0], "frequency": [[0.4, 0.1, 0.9], [0.1, 0.0, 0.1]]})
+    logs, reached = bands.matched_frequencies(rows, 30.0)
+    assert reached == pytest.approx(30)
+    assert 10**logs == pytest.approx([0.3, 0.2])  # the third fired in one arm alone
+    for l0, own, expected in (
+        (90, 90, [0.9, 0.4, 0.1]),
+        (500, 90, [0.9, 0.4, 0.1]),
+        (2, 10, [0.1] * 2),
+    ):
+        logs, reached = bands.matched_frequencies(rows, l0)
+        assert reached == pytest.approx(own)
+        assert 10 ** logs[:2] == pytest.approx(expected[:2])
+    logs, reached = bands.matched_frequencies(rows[:1], 30.0)
+    assert (len(logs), reached) == (3, pytest.approx(90))
+
+
+def test_histograms_at_one_l0() -> None:
     rows = table(2)
     rates = [np.full(7, x / 1000, dtype=np.float32) for x in rows["l0"]]
     frequencies = rows[["arm", "eval_set"]].assign(frequency=rates)
-    axes = plots.figure().axes[0]
-    bands.matched_histogram(rows, frequencies, axes, by="line", lines=("one",), l0=38)
-    (outline,) = axes.patches
-    assert outline.get_label() == "one, L0 40"
-    counts = outline.get_data().values  # type: ignore[attr-defined]
-    assert counts.sum() == 7
+    for l0, label in ((38, "one"), (1e4, "one, L0 ")):
+        axes = plots.figure().axes[0]
+        bands.matched_histogram(rows, frequencies, axes, by="line", lines=("one",), l0=l0)
+        (outline,) = axes.patches
+        assert outline.get_label().startswith(label)
+        assert (outline.get_label() == "one") == (l0 == 38)
+        counts = outline.get_data().values  # type: ignore[attr-defined]
+        assert counts.sum() == 7
+    assert axes.get_xlabel() == "log10 firing frequency at L0 10000"
