@@ -27,6 +27,7 @@ SHOWN = (
 )
 COLOURS: Mapping[str, str] = {
     "ours": "#D55E00",
+    "ours_dense": "#E69F00",
     "dense": "#999999",
     "saelens": "#0072B2",
     "dictionary_learning": "#009E73",

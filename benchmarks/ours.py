@@ -89,9 +89,7 @@ class Ours(Learner):
         self.trainee.sae.penalty = self.trainee.sae.penalty.replace(coefficient=coefficient)
 
 
-def trainee(
-    architecture: type[SparseAutoencoder], slots: Slots, case: Case, first: Tensor
-) -> Learner:
+def trainee(architecture: type[SparseAutoencoder], slots: Slots, case: Case, first: Tensor) -> Ours:
     """The arm, on the path that the trainer takes by default."""
     recipe = Recipe(
         tokens=STEPS * case.batch,
@@ -116,7 +114,7 @@ ESTIMATORS: Mapping[str, Callable[[Kernel], Estimator]] = {
     "WindowKDE": WindowKDE,
     "PersistentBandwidth": lambda kernel: PersistentBandwidth(BatchKDE(kernel)),
 }
-ARMS: Mapping[str, Callable[[Case, Tensor], Learner]] = {
+ARMS: Mapping[str, Callable[[Case, Tensor], Ours]] = {
     "ReLU": partial(trainee, ReLUSAE, l1),
     "TopK": partial(trainee, TopKSAE, topk),
     "BatchTopK": partial(trainee, BatchTopKSAE, batch_topk),

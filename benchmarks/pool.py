@@ -85,5 +85,5 @@ class Worker:
 
 def pythons(peers: str) -> dict[str, str]:
     """The interpreter of each library: ours and the dense reference run in this environment."""
-    ours = {"ours": sys.executable, "dense": sys.executable}
-    return {**ours, **dict.fromkeys(("saelens", "dictionary_learning", "sparsify"), peers)}
+    here = dict.fromkeys(("ours", "ours_dense", "dense"), sys.executable)
+    return {**here, **dict.fromkeys(("saelens", "dictionary_learning", "sparsify"), peers)}

@@ -1,7 +1,8 @@
 """Speed, memory and final loss of one training step, ours beside other libraries. `make bench`.
 
-**What is compared.** `ours` (this library on the path that its trainer takes by default), `dense`
-(a plain PyTorch loop with the same arithmetic, benchmarks/dense.py), `saelens`,
+**What is compared.** `ours` (this library on the path that its trainer takes by default),
+`ours_dense` (kept off the sparse path), `dense` (a plain PyTorch loop with the same arithmetic,
+benchmarks/dense.py), `saelens`,
 `dictionary_learning` and `sparsify` (their training classes stepped by their own trainers; the
 modules of these names in benchmarks/ say what a step is there). Every library starts from the same
 decoder, sees the same batches (real activations: SmolLM2-135M, residual stream after layer 9,
@@ -52,6 +53,7 @@ from sae_bench.errors import InputError
 SIX = ("ReLU", "TopK", "BatchTopK", "Matryoshka", "Gated", "JumpReLU")
 HAS: Mapping[str, Sequence[str]] = {
     "ours": tuple(OURS),
+    "ours_dense": tuple(OURS),
     "dense": SIX,
     "saelens": SIX,
     "dictionary_learning": SIX,

@@ -30,6 +30,7 @@ from sae_bench.errors import InputError, one_line
 
 LIBRARIES = {
     "ours": ("benchmarks.ours", "sae-ablations"),
+    "ours_dense": ("benchmarks.ours_dense", "sae-ablations"),
     "dense": ("benchmarks.dense", "torch"),
     "saelens": ("benchmarks.saelens", "sae-lens"),
     "dictionary_learning": ("benchmarks.dictionary_learning", "dictionary-learning"),

@@ -86,7 +86,7 @@ class Trainee:
             }
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._observed = False
-        self._path = path_on(device, not (self.recipe.compile or self.recipe.autocast))
+        self.path = path_on(device, not (self.recipe.compile or self.recipe.autocast))
 
     def step(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
         """One optimiser step on a normalised batch; `index` counts from 0."""
@@ -110,18 +110,18 @@ class Trainee:
         return loss
 
     def _along_path(self, index: int, x: Float[Tensor, "batch d_in"]) -> Loss:
-        if not self._path.is_sparse:
-            with self._path.step():
+        if not self.path.is_sparse:
+            with self.path.step():
                 loss = self._backward(index, x)
-            self._path.passed()
+            self.path.passed()
             return loss
         try:
-            with self._path.step(), self.sae.sparsely(MOST):
+            with self.path.step(), self.sae.sparsely(MOST):
                 loss = self._backward(index, x)
             self._try_counters(loss)
             return loss
-        except self._path.survived as reason:
-            self._path.close(reason)
+        except self.path.survived as reason:
+            self.path.close(reason)
         return self._backward(index, x)  # not inside `except`, which holds what the attempt made
 
     def _try_counters(self, loss: Loss) -> None:
@@ -208,7 +208,7 @@ class Trainee:
         self.result.seconds += time.perf_counter() - started
         ended = last or self.result.reason is not None
         if ended:
-            self.result.path = self._path.finding
+            self.result.path = self.path.finding
         return not ended
 
     def state(self, step: int) -> State:
@@ -221,7 +221,7 @@ class Trainee:
                 for moment, tensor in self._optimiser.state[stored].items()
             },
             "finite": self._finite,
-            **self._path.tensors,
+            **self.path.tensors,
         }
         return State(step, tensors, self.result.history, self.result.seconds)
 
@@ -235,7 +235,7 @@ class Trainee:
         saved, own = dict(state.tensors), self._sae_tensors()
         self._finite.copy_(saved.pop("finite"))
         of_path = {name: saved.pop(name) for name in state.tensors if name.startswith("path")}
-        self._path.restore(of_path)
+        self.path.restore(of_path)
         of_sae = {name: saved.pop(f"sae.{name}", None) for name in own}
         for name, tensor in own.items():
             found = of_sae[name]

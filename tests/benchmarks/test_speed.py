@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import curves, dense, ours, speed
+from architectures import TopKSAE
+from benchmarks import curves, dense, ours, ours_dense, speed
 from benchmarks.case import Case, quality
 from benchmarks.data import shape, shared
 from benchmarks.pool import Worker, WorkerError, pythons
@@ -44,18 +45,32 @@ def test_the_reference_computes_what_ours_computes(
     """Equal loss after equal steps: rounding alone sets them apart."""
     case = speed.case_of(architecture, SMALL)
     rows = torch.cat(batches[:8])
-    arms = [library.ARMS[architecture](case, batches[0]) for library in (ours, dense)]
+    arms = [library.ARMS[architecture](case, batches[0]) for library in (ours, ours_dense, dense)]
     before = quality(arms[0], rows, case.batch)
     for x in batches:
         for arm in arms:
             arm.step(x)
-    ours_now, dense_now = (quality(arm, rows, case.batch) for arm in arms)
+    ours_now, *others = (quality(arm, rows, case.batch) for arm in arms)
     assert ours_now["fvu"] < 0.8 * before["fvu"]
-    assert dense_now["fvu"] == pytest.approx(ours_now["fvu"], rel=1e-3)
-    assert dense_now["l0"] == pytest.approx(ours_now["l0"], rel=1e-2)
+    for now in others:
+        assert now["fvu"] == pytest.approx(ours_now["fvu"], rel=1e-3)
+        assert now["l0"] == pytest.approx(ours_now["l0"], rel=1e-2)
 
 
-@pytest.mark.parametrize("library", [ours, dense])
+def test_dense_steps_are_dense(batches: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+    original = TopKSAE.sparsely
+    monkeypatch.setattr(
+        TopKSAE, "sparsely", lambda self, most: (tried.append(self), original(self, most))[1]
+    )
+    case = speed.case_of("TopK", SMALL)
+    ours_dense.ARMS["TopK"](case, batches[0]).step(batches[0])
+    assert not tried
+    ours.ARMS["TopK"](case, batches[0]).step(batches[0])
+    assert tried
+
+
+@pytest.mark.parametrize("library", [ours, ours_dense, dense])
 def test_coefficients_can_be_set(library: object, batches: list[Tensor]) -> None:
     for name, build in library.ARMS.items():  # type: ignore[attr-defined]
         arm = build(speed.case_of(name, SMALL), batches[0])

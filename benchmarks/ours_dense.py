@@ -1,0 +1,24 @@
+"""This library's arms with dense steps alone: what early training costs, while many latents fire,
+and what a step on a GPU consists of by default."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import Tensor
+
+from benchmarks import ours
+from benchmarks.case import Case, Learner
+from benchmarks.ours import Ours
+from sae_bench.projection import NeedsDense
+
+
+def densely(make: Callable[[Case, Tensor], Ours], case: Case, first: Tensor) -> Learner:
+    """The arm, off the sparse path for good."""
+    made = make(case, first)
+    made.trainee.path.close(NeedsDense("measured so"))
+    return made
+
+
+ARMS: Mapping[str, Callable[[Case, Tensor], Learner]] = {
+    name: partial(densely, make) for name, make in ours.ARMS.items()
+}
