@@ -73,7 +73,7 @@ def test_both_paths_train_to_the_same_weights(cls: type[SparseAutoencoder]) -> N
     """To what round-off in float32 becomes under Adam in 20 steps."""
     arm = Arm(cls, D_SAE, RECIPE, slots=small_slots(cls))
     thin, dense = Trainee(arm, D_IN, CPU), Trainee(arm, D_IN, CPU)
-    dense._path = Path(possible=False)
+    dense.path = Path(possible=False)
     assert all(trained(arm, 20, thin))
     assert not any(trained(arm, 20, dense))
     for (name, a), b in zip(thin.sae.named_parameters(), dense.sae.parameters(), strict=True):
@@ -88,7 +88,7 @@ def test_a_resumed_arm_goes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> Non
     went = trained(arm, 120, whole)
     half = went.index(True) - 5
     before = trained(arm, half, first)
-    assert int(first._path.wait) > 0
+    assert int(first.path.wait) > 0
     second.restore(first.state(half))
     assert before + trained(arm, 120 - half, second, half) == went
     for a, b in zip(whole.sae.state_dict().values(), second.sae.state_dict().values(), strict=True):
@@ -108,9 +108,9 @@ def test_code_that_needs_all_codes_gets_them() -> None:
     arm = Arm(Sorting, D_SAE, RECIPE)
     trainee = Trainee(arm, D_IN, CPU)
     assert trained(arm, 40, trainee) == [False] * 40
-    assert int(trainee._path.wait) == NEVER
-    assert trainee._path.reason is not None
-    assert "sort" in trainee._path.reason
+    assert int(trainee.path.wait) == NEVER
+    assert trainee.path.reason is not None
+    assert "sort" in trainee.path.reason
 
 
 class Nosy(SparseAutoencoder):
@@ -143,8 +143,8 @@ def test_an_sae_that_cannot_be_copied_trains_all_the_same() -> None:
     arm = Arm(Hoarding, D_SAE, RECIPE)
     trainee = Trainee(arm, D_IN, CPU)
     assert trained(arm, 5, trainee) == [False] * 5
-    assert trainee._path.reason is not None
-    assert "copied" in trainee._path.reason
+    assert trainee.path.reason is not None
+    assert "copied" in trainee.path.reason
 
 
 @pytest.mark.usefixtures("eager")
@@ -172,7 +172,7 @@ class Clock:
 def timed(arm: Arm, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Trainee:
     """On the CPU, as if it were an accelerator."""
     trainee = Trainee(arm, D_IN, CPU)
-    trainee._path = TimedPath(True, clock)
+    trainee.path = TimedPath(True, clock)
     backward = trainee._backward
 
     def costly(index: int, x: Tensor) -> Any:
@@ -195,7 +195,7 @@ def test_the_faster_path_is_taken(
     trial = [True] * TIMED + [False] * TIMED
     assert trained(RELU, 2 * TIMED, trainee) == trial
     assert trained(RELU, 30, trainee, 2 * TIMED) == [sparse < dense] * 30
-    assert trainee._path.finding == (
+    assert trainee.path.finding == (
         f"median of {TIMED} steps: sparse {1e3 * sparse:.3g} ms, dense {1e3 * dense:.3g} ms"
     )
 
@@ -217,7 +217,7 @@ def test_only_steps_that_come_to_an_end_are_timed(monkeypatch: pytest.MonkeyPatc
     """Those with too many latents are dense, pause, and leave the trial as it was."""
     monkeypatch.setattr("sae_bench.train.MOST", 0.3)
     trainee = timed(sparser(), Clock(1.0, 2.0), monkeypatch)
-    path = trainee._path
+    path = trainee.path
     assert isinstance(path, TimedPath)
     went = trained(sparser(), 200, trainee)
     assert not any(went[: PAUSE + 1])
@@ -267,7 +267,7 @@ def test_whatever_a_sparse_step_raises_the_dense_one_is_done(
     arm = Arm(Missing, D_SAE, RECIPE)
     trainee = timed(arm, Clock(1, 1), monkeypatch)
     assert trained(arm, 40, trainee) == [False] * 40
-    assert trainee._path.finding == "never sparse: not implemented here"
+    assert trainee.path.finding == "never sparse: not implemented here"
     with pytest.raises(RuntimeError, match="not implemented here"):
         trained(arm, 1)
 
@@ -279,7 +279,7 @@ def test_what_was_found_is_said_when_the_arm_ends(monkeypatch: pytest.MonkeyPatc
     for index in range(RECIPE.steps):
         ours.advance(index, small_batch(index))
         trainee.advance(index, small_batch(index))
-    assert trainee.result.path == trainee._path.finding != ""
+    assert trainee.result.path == trainee.path.finding != ""
     assert ours.result.path == ""
 
 
