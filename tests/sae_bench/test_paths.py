@@ -237,7 +237,7 @@ def test_a_resumed_arm_goes_on_with_its_trial(
     before = trained(RELU, half, first)
     second.restore(first.state(half))
     assert before + trained(RELU, 3 * TIMED - half, second, half) == went
-    assert second._path.finding == whole._path.finding != ""
+    assert second.path.finding == whole.path.finding != ""
     for a, b in zip(whole.sae.state_dict().values(), second.sae.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
