@@ -1,0 +1,40 @@
+"""Where the bridges lie between the ends of the factorial, ReLU + L1 and JumpReLU + L0."""
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+from ablations._squares import saying
+from sae_bench.contrasts import Outcome, matched, t_interval
+
+ENDS = ("ReLU + L1", "JumpReLU + L0 (theta)")
+
+
+def over_ends(
+    table: pd.DataFrame, bridges: Iterable[str], outcomes: Iterable[Outcome]
+) -> list[str]:
+    """Each bridge against each end, place by place: differences of the seeds that both have, with
+    95% t-intervals over them.
+
+    Args:
+        table: what `_lines.prepared` gives.
+        bridges: those of them that the table has are told.
+        outcomes: compared at matched L0.
+    """
+    held = set(table["cell"])
+    return [
+        line
+        for outcome in outcomes
+        for bridge in bridges
+        for end in ENDS
+        if {bridge, end} <= held and (line := _over(table, bridge, end, outcome))
+    ]
+
+
+def _over(table: pd.DataFrame, bridge: str, end: str, outcome: Outcome) -> str:
+    places = outcome.places(table, "cell", (bridge, end))
+    values = matched(table, outcome.x, outcome.y, places, "cell")
+    apart, say = values.loc[bridge] - values.loc[end], saying(outcome)
+    found = (f"L0 {math.exp(x):.0f} {say(t_interval(apart[x].to_numpy(float)))}" for x in places)
+    return f"  {bridge} over {end}, {outcome.name}: {', '.join(found)}." if places else ""

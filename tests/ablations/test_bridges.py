@@ -1,0 +1,43 @@
+"""Bridges are told by their distance from either end, place by place."""
+
+import numpy as np
+import pandas as pd
+
+from ablations._bridges import ENDS, over_ends
+from ablations.factorial import FREQUENT, FVU
+
+SEEDS = {"ReLU + L1": 5, "JumpReLU + L0 (theta)": 5, "Gated": 3}
+LEVEL = {"ReLU + L1": 0.0, "JumpReLU + L0 (theta)": -0.2, "Gated": -0.1}
+
+
+def planted(upto: float = 250.0) -> pd.DataFrame:
+    """log FVU = -log L0 + that of the line + that of the seed; Gated gains 0.02 at and above 50."""
+    rows = []
+    for name, seeds in SEEDS.items():
+        for seed in range(seeds):
+            for l0 in (8.0, 16.0, 32.0, 64.0, 128.0, upto):
+                gain = 0.02 * (l0 > 50) * (name == "Gated")
+                fvu = LEVEL[name] - np.log(l0) + 0.3 * seed - gain
+                rows.append((name, seed, np.log(l0), fvu, 0.1 * (name == "Gated")))
+    columns = ["cell", "seed", "log_l0", "log_fvu", "l0_share_above_10pct"]
+    return pd.DataFrame(rows, columns=columns).assign(eval_set="held-out")
+
+
+def test_planted_distances_are_said_place_by_place() -> None:
+    said = over_ends(planted(), ["Gated", "TopK"], (FVU, FREQUENT[0]))
+    assert said[0] == (
+        f"  Gated over {ENDS[0]}, FVU at matched L0: L0 16 -9.5% [-9.5, -9.5], L0 32 -9.5% [-9.5, "
+        "-9.5], L0 64 -11.3% [-11.3, -11.3], L0 128 -11.3% [-11.3, -11.3]."
+    )
+    assert said[1].startswith(f"  Gated over {ENDS[1]}, FVU at matched L0: L0 16 +10.5% [")
+    assert "L0 64 +10.00 points [" in said[2]
+    assert len(said) == 4
+
+
+def test_places_are_those_that_both_reach() -> None:
+    table = planted()
+    table = table[(table["cell"] != "Gated") | (table["log_l0"] < np.log(100))]
+    assert "L0 128" not in over_ends(table, ["Gated"], (FVU,))[0]
+    assert over_ends(table[table["cell"] != "Gated"], ["Gated"], (FVU,)) == []
+    apart = table.assign(log_l0=table["log_l0"] + 10 * (table["cell"] == "Gated"))
+    assert over_ends(apart, ["Gated"], (FVU,)) == []
