@@ -30,7 +30,7 @@ def test_planted_distances_are_said_place_by_place() -> None:
         "-9.5], L0 64 -11.3% [-11.3, -11.3], L0 128 -11.3% [-11.3, -11.3]."
     )
     assert said[1].startswith(f"  Gated over {ENDS[1]}, FVU at matched L0: L0 16 +10.5% [")
-    assert "L0 64 +10.00 points [" in said[2]
+    assert "L0 64 +10.00 [+10.00, +10.00] points" in said[2]
     assert len(said) == 4
 
 
