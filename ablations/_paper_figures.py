@@ -197,14 +197,14 @@ FIGURES = (
                 "target L0",
                 _spare(0),
                 TARGETED,
-                {"coefficient": "^1"},
+                {"coefficient": r"^1(?:\.0)?$"},
             ),
             Series(
                 "",
                 "target L0 x 0.1",
                 _spare(4, "v"),
                 TARGETED,
-                {"coefficient": r"^0\.1"},
+                {"coefficient": r"^0\.1$"},
             ),
         ),
         places=(1,),
@@ -337,9 +337,9 @@ def _points(rows: pd.DataFrame, figure: PaperFigure) -> Iterator[pd.DataFrame]:
 
 def ratios(points: pd.DataFrame, figure: int, to: Series = JUMP, l0: float = 50.0) -> pd.DataFrame:
     """y of each series over that of `to` at one L0, interpolated monotonically in log y against log
-    L0: one row a series, one column a place. NaN outside a curve's range. Points whose interval
-    reaches 0 do not count: they have no logarithm worth its name."""
-    here = points[(points["figure"] == figure) & (points["y"] > 0) & ~(points["low"] <= 0)]
+    L0: one row a series, one column a place. NaN outside a curve's range, and between points whose
+    interval reaches 0: their logarithm is noise."""
+    here = points[(points["figure"] == figure) & (points["y"] > 0)]
     logs = {key: _log_at(curve, l0) for key, curve in here.groupby(["series", "place"])}
     values = pd.Series(logs, dtype=float).unstack() if logs else pd.DataFrame()
     if to.key not in values.index:
@@ -348,7 +348,11 @@ def ratios(points: pd.DataFrame, figure: int, to: Series = JUMP, l0: float = 50.
 
 
 def _log_at(curve: pd.DataFrame, l0: float) -> float:
-    x, y = np.log(curve.sort_values("x")[["x", "y"]].to_numpy(float)).T
+    rows = curve.sort_values("x")
+    x, y = np.log(rows[["x", "y"]].to_numpy(float)).T
+    last = int(np.searchsorted(x, math.log(l0)))
+    if (rows["low"].iloc[max(last - 1, 0) : last + 1] <= 0).any():
+        return math.nan
     return float(interpolate(x, y, np.array([math.log(l0)]))[0])
 
 

@@ -4,6 +4,7 @@ released SAEs, and other bandwidths."""
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle
 
 import matplotlib as mpl
 import numpy as np
@@ -86,7 +87,7 @@ def bandwidths(table: pd.DataFrame) -> Iterator[PaperFigure]:
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(swept)))
     looks = {
         eps: OWN["JumpReLU"] if eps in chosen else Look(to_hex(shade), marker, "-")
-        for eps, shade, marker in zip(swept, shades, SPARE_MARKERS, strict=False)
+        for eps, shade, marker in zip(swept, shades, cycle(SPARE_MARKERS), strict=False)
     }
     if len(swept) > 1:
         series = tuple(

@@ -17,9 +17,9 @@ can be compared. How the SAEs were trained is not known here: a curve may mix bu
 in memory at once.
 
 Presets: `smollm2`, for SAEs of this suite, without the first eight positions of each context (some
-have huge norms); `gemma-2-2b` and `gemma-2-9b` for Gemma Scope, in
-bfloat16 and contexts of 1,024 tokens as these were trained (the models are gated on the hub). All
-read technical English that comes with Python's libraries; `--text` takes another text.
+have huge norms); `gemma-2-2b` and `gemma-2-9b` for Gemma Scope, in bfloat16 and contexts of 1,024
+tokens as these were trained (the models are gated on the hub). All read technical English that
+comes with Python's libraries; `--text` takes another text.
 """
 
 from collections.abc import Sequence

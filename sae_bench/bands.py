@@ -221,7 +221,7 @@ def matched_histogram(
     rates = table[table["l0"] > 0].merge(frequencies, on=["arm", "eval_set"])
     shown = "latents (mean over seeds)" if table["seed"].nunique() > 1 else "latents"
     for index, name in enumerate(lines):
-        seeds = rates[rates[by] == name].groupby("seed", dropna=False)
+        seeds = rates[rates[by] == name].groupby(["seed", "eval_set"], dropna=False)
         found = [matched_frequencies(rows, l0) for _, rows in seeds]
         if found:
             own = np.mean([reached for _, reached in found])

@@ -160,7 +160,7 @@ class ActivationCache(ActivationSource):
                 kind = "held-out" if held_out else "training"
                 warnings.warn(
                     f"{source.label} ended early: {rows} {kind} tokens instead of {wanted}",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             return caches
 
@@ -169,9 +169,8 @@ class ActivationCache(ActivationSource):
         training: dict[str, Self] = side(False, tokens)
         for name, cache in training.items():
             cache.held_out = evaluation.get(name)
-            huge = Huge.among(cache.chunks(8192), cache.columns().position)
-            if found := huge.warning(name):
-                warnings.warn(found, stacklevel=2)
+            if found := Huge.among(cache.chunks(8192)).warning(name, cache.columns):
+                warnings.warn(found, stacklevel=3)
         return training
 
     @classmethod

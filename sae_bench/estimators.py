@@ -87,8 +87,8 @@ class MeanKDE(Remembering):
 
     def estimate(self, state: State, batch: Batch, bandwidth: Bandwidth | None = None) -> Estimate:
         """Mean over the filled part of the ring."""
-        ring, step = state["ring"].clone(), state["step"]
-        ring[step % self.steps] = self.density(batch, bandwidth)
+        step, newest = state["step"], self.density(batch, bandwidth)
+        ring = state["ring"].index_copy(0, (step % self.steps)[None], newest[None])
         filled = (step + 1).clamp(max=self.steps)
         return ring.sum(0) / filled, {"ring": ring, "step": step + 1}
 

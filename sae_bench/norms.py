@@ -1,12 +1,14 @@
 """Tokens of huge norm among activations: few, and much of what an SAE is trained to reconstruct."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from sae_bench.shards import Columns
 
 HUGE = 10
 """Multiples of the median norm above which a token's is huge."""
@@ -18,32 +20,21 @@ SAMPLE = 65_536
 
 @dataclass(frozen=True)
 class Huge:
-    """What tokens of more than `HUGE` times the median norm there are.
+    """The norms of the first tokens, and which are more than `HUGE` times their median.
 
     Args:
-        tokens: that were looked at, the first of the activations.
-        median: of ||x||.
-        norms: of the huge ones.
-        share: of the sum over all tokens of ||x||^2 that they hold.
-        positions: theirs in their contexts (BOS = 0).
+        norms: ||x|| of each.
+        median: theirs.
+        found: which are huge.
     """
 
-    tokens: int
+    norms: Float[np.ndarray, " tokens"]
     median: float
-    norms: Float[np.ndarray, " huge"]
-    share: float
-    positions: Int32[np.ndarray, " huge"]
+    found: Bool[np.ndarray, " tokens"]
 
     @classmethod
-    def among(
-        cls, chunks: Iterable[Float[Tensor, "chunk d_in"]], positions: Int32[np.ndarray, " rows"]
-    ) -> Self:
-        """Those of the first `SAMPLE` tokens.
-
-        Args:
-            chunks: of activations in stored order.
-            positions: of all their rows.
-        """
+    def among(cls, chunks: Iterable[Float[Tensor, "chunk d_in"]]) -> Self:
+        """Those of the first `SAMPLE` tokens of activations."""
         parts, seen = [], 0
         for chunk in chunks:
             parts.append(chunk[: SAMPLE - seen].norm(dim=1).double().cpu().numpy())
@@ -52,20 +43,29 @@ class Huge:
                 break
         norms = np.concatenate(parts)
         median = float(np.median(norms))
-        huge = norms > HUGE * median
-        squares = np.square(norms)
-        share = float(squares[huge].sum() / squares.sum())
-        return cls(len(norms), median, norms[huge], share, positions[: len(norms)][huge])
+        return cls(norms, median, norms > HUGE * median)
 
-    def warning(self, where: str) -> str | None:
-        """What to say of them, if they hold more than `MUCH`."""
+    @property
+    def share(self) -> float:
+        """Of the sum over tokens of ||x||^2: what the huge ones hold."""
+        squares = np.square(self.norms)
+        return float(squares[self.found].sum() / squares.sum())
+
+    def warning(self, where: str, columns: Callable[[], Columns]) -> str | None:
+        """What to say of them, if they hold more than `MUCH`.
+
+        Args:
+            where: the name of the site.
+            columns: reads where the tokens stand; asked only if something is said.
+        """
         if not self.share > MUCH:
             return None
-        first, last = self.positions.min(), self.positions.max()
-        found = f"{len(self.norms)} of {self.tokens:,} tokens of {where}, at positions "
-        found += f"{first} to {last} of their contexts, have norms of {self.norms.min():,.0f} to "
-        found += f"{self.norms.max():,.0f} (median {self.median:,.0f}) and hold {self.share:.0%} "
-        return found + (
-            "of the squared norm: SAEs fit them and little else; contexts of Settled(policy, "
-            "first=n) leave out the first n positions"
+        huge = self.norms[self.found]
+        place = columns().position[: len(self.norms)][self.found]
+        return (
+            f"{len(huge)} of {len(self.norms):,} tokens of {where}, at positions {place.min()} to "
+            f"{place.max()} of their contexts, have norms of {huge.min():,.0f} to "
+            f"{huge.max():,.0f} (median {self.median:,.0f}) and hold {self.share:.0%} of the "
+            "squared norm, which SAEs are trained to reconstruct; Settled(policy, first=n) leaves "
+            "out the first n positions of each context"
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sae_bench.devices import now
+from sae_bench.errors import one_line
 from sae_bench.projection import NeedsDense
 
 MOST = 0.2
@@ -75,9 +76,9 @@ class Path:
 
     def close(self, reason: Exception) -> None:
         """A sparse step was tried in vain."""
-        passes = isinstance(reason, NeedsDense) and not reason.lasting
+        passes = isinstance(reason, torch.OutOfMemoryError) or not getattr(reason, "lasting", True)
         self.wait.fill_(PAUSE if passes else NEVER)
-        self.reason = str(reason)
+        self.reason = one_line(reason)
 
     def passed(self) -> None:
         """A dense step was done."""
@@ -91,8 +92,8 @@ class TimedPath(Path):
     of them timed on its own with the device idle before and after; steps that turn out too dense
     do not count. If the median sparse step took less time, the arm goes on as on the CPU; if not,
     AGAIN dense steps follow and then the same anew. All timed steps train like any other. Whatever
-    error a sparse step raises, the dense one is done in its place, and only dense ones from then
-    on.
+    RuntimeError a sparse step raises (such as CUDA's), the dense one is done in its place, and only
+    dense ones from then on; a lack of memory passes.
 
     Which path is the faster on CUDA, at what sizes, is unmeasured: hence the timing.
 
@@ -124,10 +125,12 @@ class TimedPath(Path):
     @property
     def finding(self) -> str:
         """Both times, or why there are none."""
+        if int(self.wait) == NEVER:
+            return f"never sparse: {self.reason or 'its recipe or device rules it out'}"
         if self._timed[1] == TIMED:
             sparse, dense = (1e3 * self.seconds.median(1).values).tolist()
             return f"median of {TIMED} steps: sparse {sparse:.3g} ms, dense {dense:.3g} ms"
-        return f"never sparse: {self.reason}" if self.reason and int(self.wait) == NEVER else ""
+        return "not timed to the end"
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -111,12 +111,18 @@ class Deferred(_Matrix):
 
     def _bound(self, bound: Tensor | float) -> Float[Tensor, " d_sae"]:
         """What the projection is compared with."""
-        low = torch.as_tensor(bound, dtype=self.dtype, device=self.device).detach()
+        low = self._like(bound)
         if self.maps or low.shape not in (torch.Size(), self.shape[1:]):
             raise NeedsDense("a comparison of rescaled pre-activations, or with a matrix")
         if self.shift is not None:
-            low = low - torch.as_tensor(self.shift).detach()
+            low = low - self._like(self.shift)
         return low.expand(self.shape[1]).contiguous()
+
+    def _like(self, value: Tensor | float) -> Tensor:
+        """As a tensor on the device of the data, made there: a copy from the host would wait."""
+        if isinstance(value, Tensor):
+            return value.detach().to(self.dtype)
+        return self.projection.b.detach().new_full((), value)
 
     def on_add(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         other = args[1] if args[0] is self else args[0]
@@ -409,7 +415,7 @@ def _background(
         raise NeedsDense(f"{name} of codes and of what differs between latents")
     device = others[0].device if others else None
     here = (
-        torch.tensor(each.background, dtype=each.dtype, device=device)
+        torch.full((), each.background, dtype=each.dtype, device=device)
         if isinstance(each, Sparse)
         else each
         for each in args

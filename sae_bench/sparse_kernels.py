@@ -261,7 +261,8 @@ def largest(product: Array, bias: Array, k: int) -> tuple[Array, Array, Array]:
 
 
 def first_largest(value: Array, m: int) -> Array:
-    """Which of all entries are the m largest; of equal ones the first."""
+    """Which of all entries are the m largest; of equal ones the first. Where some are no numbers,
+    fewer are found."""
     least = np.partition(value, len(value) - m)[len(value) - m]
     kept = value > least
     ties = np.flatnonzero(value == least)

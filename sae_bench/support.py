@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sae_bench.backends import backend
+from sae_bench.torch_kernels import offsets
 
 Thinning = Callable[[Int[Tensor, " width"]], int]
 """How many samples each latent has in a step -> how many of each are taken; never more for more."""
@@ -177,10 +178,5 @@ def joined(
     supports, values = zip(*parts, strict=True)
     counts = torch.cat([support.starts.diff() for support in supports])
     column = torch.cat([support.column for support in supports])
-    made = Support(_offsets(counts), column, supports[0].width, supports[-1].near)
+    made = Support(offsets(counts), column, supports[0].width, supports[-1].near)
     return made, torch.cat(values)
-
-
-def _offsets(count: Int[Tensor, " rows"]) -> Int[Tensor, " ends"]:
-    """Where each row's entries begin, and the end of the last."""
-    return torch.cat([count.new_zeros(1, dtype=torch.int64), count.cumsum(0)])

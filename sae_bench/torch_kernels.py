@@ -13,6 +13,8 @@ its result and a few numbers for each entry, a search takes about 20 bytes for e
 Speed on CUDA is unmeasured; on the CPU the compiled loops are faster.
 """
 
+import warnings
+
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
@@ -71,7 +73,7 @@ def largest(product: Float[Tensor, "rows width"], bias: Float[Tensor, " width"],
 
 
 def first_largest(value: Float[Tensor, " entries"], m: int) -> Bool[Tensor, " entries"]:
-    """As `largest`, of all entries; what is no number is larger than any."""
+    """As `largest`, of all entries. Where some are no numbers, fewer are found, as there."""
     least = value.topk(m).values[-1]
     more, ties = value > least, value == least
     return more | (ties & (ties.cumsum(0) <= m - more.sum()))
@@ -100,7 +102,7 @@ def narrow(
     """By how many are kept before each row; the index is a list, for which the host waits once,
     and not at each use as with a mask."""
     chosen = kept.nonzero().squeeze(1)
-    return _offsets(kept)[starts], column[chosen] - first, chosen
+    return offsets(kept)[starts], column[chosen] - first, chosen
 
 
 def ranks(
@@ -166,6 +168,8 @@ def sampled_products(
     rows: Float[Tensor, "width d"],
 ) -> Float[Tensor, " entries"]:
     """A product of dense matrices at the places of one in CSR form (SDDMM)."""
+    if not len(column):
+        return rows.new_empty(0)
     shape = len(left), len(rows)
     places = _matrix(starts, column, rows.new_zeros(len(column)), shape)
     return torch.sparse.sampled_addmm(places, left, rows.T, beta=0).values()
@@ -178,15 +182,18 @@ def _matrix(
     shape: tuple[int, int],
 ) -> Tensor:
     starts = starts.to(column.dtype)
-    return torch.sparse_csr_tensor(starts, column, value, shape, check_invariants=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(starts, column, value, shape, check_invariants=False)
 
 
 def _listed(pre: Float[Tensor, "rows width"], found: Bool[Tensor, "rows width"]) -> Entries:
     place = found.flatten().nonzero().squeeze(1)  # the host waits here
-    return _offsets(found.sum(1)), (place % pre.shape[1]).int(), pre.flatten()[place]
+    return offsets(found.sum(1)), (place % pre.shape[1]).int(), pre.flatten()[place]
 
 
-def _offsets(count: Shaped[Tensor, " rows"]) -> Int[Tensor, " ends"]:
+def offsets(count: Shaped[Tensor, " rows"]) -> Int[Tensor, " ends"]:
+    """Where each row's entries begin, and the end of the last."""
     return torch.nn.functional.pad(count.cumsum(0), (1, 0))
 
 

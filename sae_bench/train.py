@@ -117,9 +117,7 @@ class Trainee:
             return loss
         try:
             with self.path.step(), self.sae.sparsely(MOST):
-                loss = self._backward(index, x)
-            self._try_counters(loss)
-            return loss
+                return self._backward(index, x)
         except self.path.survived as reason:
             self.path.close(reason)
         return self._backward(index, x)  # not inside `except`, which holds what the attempt made
@@ -147,6 +145,8 @@ class Trainee:
             torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.autocast),
         ):
             loss = self._loss(x, scale)
+        if self.path.is_sparse:
+            self._try_counters(loss)  # before an estimator's state goes on
         if self.sae.needs_samples:
             loss.latents.f.retain_grad()
         loss.total.backward()
@@ -288,9 +288,9 @@ def train(
     """Trains arms on one source, group by group, wave by wave.
 
     Lockstep is invisible: every arm ends with the bits it would have had alone, whatever the
-    others do, since each has its own optimiser and sees the batches that its recipe's `data_seed`
-    and `batch_size` name. That is also why an arm can go on from a checkpoint with whatever arms
-    stand at the same step.
+    others do (on accelerators up to the choice of paths, which a clock makes), since each has its
+    own optimiser and sees the batches that its recipe's `data_seed` and `batch_size` name. That is
+    also why an arm can go on from a checkpoint with whatever arms stand at the same step.
 
     Args:
         arms: cells with meaning (`arm.objection` is None).

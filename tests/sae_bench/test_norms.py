@@ -1,6 +1,7 @@
 """Tokens of huge norm are found, and said in one line."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from sae_bench import norms
 from sae_bench.cache import ActivationCache
 from sae_bench.contexts import PerDocument
 from sae_bench.norms import Huge
+from sae_bench.shards import Columns
 from tests.corpus import Letters
 from tests.tiny import tiny_model
 
@@ -23,13 +25,21 @@ def planted(tokens: int = 100, size: float = 50.0) -> torch.Tensor:
     return x
 
 
+def at(positions: np.ndarray) -> Callable[[], Columns]:
+    one = np.zeros(len(positions), np.int64)
+    return lambda: Columns(one.astype(np.int32), positions.astype(np.int32), one, one)
+
+
+def nowhere() -> Columns:
+    raise AssertionError("nothing is said, and so nothing is to be read")
+
+
 def test_planted_tokens_are_found() -> None:
-    found = Huge.among(planted().split(8), np.arange(100, dtype=np.int32) % 6)
-    assert (found.tokens, found.median) == (100, 2.0)
-    assert found.norms.tolist() == [50.0, 50.0]
-    assert found.positions.tolist() == [1, 3]
-    assert found.share == pytest.approx(5000 / (5000 + 98 * 4))
-    said = found.warning("layers.1.resid_post")
+    huge = Huge.among(planted().split(8))
+    assert (len(huge.norms), huge.median) == (100, 2.0)
+    assert huge.norms[huge.found].tolist() == [50.0, 50.0]
+    assert huge.share == pytest.approx(5000 / (5000 + 98 * 4))
+    said = huge.warning("layers.1.resid_post", at(np.arange(100) % 6))
     assert said is not None
     assert said.startswith(
         "2 of 100 tokens of layers.1.resid_post, at positions 1 to 3 of their contexts, have norms "
@@ -40,27 +50,29 @@ def test_planted_tokens_are_found() -> None:
 
 @pytest.mark.parametrize("size", [2.0, 19.9])
 def test_ten_times_the_median_is_not_yet_huge(size: float) -> None:
-    found = Huge.among([planted(size=size)], np.zeros(100, np.int32))
-    assert (len(found.norms), found.share, found.warning("x")) == (0, 0.0, None)
+    huge = Huge.among([planted(size=size)])
+    assert not huge.found.any()
+    assert (huge.share, huge.warning("x", nowhere)) == (0.0, None)
 
 
 def test_a_few_of_little_weight_are_not_worth_a_word() -> None:
-    found = Huge.among([planted(tokens=10_000, size=21.0)], np.zeros(10_000, np.int32))
-    assert len(found.norms) == 2
-    assert 0 < found.share < norms.MUCH
-    assert found.warning("x") is None
+    huge = Huge.among([planted(tokens=10_000, size=21.0)])
+    assert huge.found.sum() == 2
+    assert 0 < huge.share < norms.MUCH
+    assert huge.warning("x", nowhere) is None
 
 
 def test_only_the_first_tokens_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norms, "SAMPLE", 9)
-    found = Huge.among(planted().split(4), np.arange(100, dtype=np.int32))
-    assert (found.tokens, found.positions.tolist()) == (9, [7])
+    huge = Huge.among(planted().split(4))
+    assert len(huge.norms) == 9
+    assert "positions 7 to 7" in str(huge.warning("x", at(np.arange(100))))
 
 
 def test_activations_that_are_no_numbers_are_no_matter_here() -> None:
     x = planted()
     x[3] = float("nan")
-    assert Huge.among([x], np.zeros(100, np.int32)).warning("x") is None
+    assert Huge.among([x]).warning("x", nowhere) is None
 
 
 def test_a_cache_that_is_built_warns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

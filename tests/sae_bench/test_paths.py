@@ -8,6 +8,8 @@ from torch import Tensor
 
 from architectures import JumpReLUSAE, ReLUSAE
 from sae_bench.arm import Arm
+from sae_bench.estimators import MeanKDE
+from sae_bench.kernels import Rectangle
 from sae_bench.paths import AGAIN, NEVER, PAUSE, TIMED, Path, TimedPath, path_on
 from sae_bench.penalties import L1
 from sae_bench.projection import NeedsDense
@@ -128,6 +130,20 @@ def test_counters_that_need_all_codes_get_them_and_count_once() -> None:
     assert trained(arm, 5, trainee) == [False] * 5
     assert trainee.sae.provenance["largest"] > 0
     assert trainee.sae.silent_tokens.max() <= 5 * 32
+
+
+class NosyJumps(Nosy, JumpReLUSAE):
+    """The same, with an estimator that remembers."""
+
+
+@pytest.mark.usefixtures("eager")
+def test_an_estimator_goes_on_once_a_step_though_counters_refuse() -> None:
+    slots = {**small_slots(JumpReLUSAE), "kernel": MeanKDE(Rectangle(0.1))}
+    trainee = Trainee(Arm(NosyJumps, D_SAE, RECIPE, slots=slots), D_IN, CPU)
+    for index in range(3):
+        trainee.step(index, small_batch(index))
+        assert int(trainee.sae.estimator_state["step"]) == index + 1
+    assert "sort" in str(trainee.path.reason)
 
 
 class Hoarding(SparseAutoencoder):
@@ -267,7 +283,7 @@ def test_whatever_a_sparse_step_raises_the_dense_one_is_done(
     arm = Arm(Missing, D_SAE, RECIPE)
     trainee = timed(arm, Clock(1, 1), monkeypatch)
     assert trained(arm, 40, trainee) == [False] * 40
-    assert trainee.path.finding == "never sparse: not implemented here"
+    assert trainee.path.finding == "never sparse: RuntimeError: not implemented here"
     with pytest.raises(RuntimeError, match="not implemented here"):
         trained(arm, 1)
 
