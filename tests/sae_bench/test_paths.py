@@ -120,7 +120,7 @@ class Nosy(SparseAutoencoder):
 
     def observe(self, latents: Any) -> None:
         super().observe(latents)
-        self.provenance["largest"] = float(latents.f.sort(-1).values.max())
+        self.provenance["largest"] = float(latents.f.detach().sort(-1).values.max())
 
 
 @pytest.mark.usefixtures("eager")
