@@ -78,7 +78,8 @@ def curves(points: pd.DataFrame, axes: Axes, figure: PaperFigure, manner: Manner
                 markersize=manner.size,
                 label=manner.label(series),
             )
-            bars(curve.dropna(subset=BARS), axes, series.look.color)
+            if len(known := curve.dropna(subset=BARS)):
+                bars(known, axes, series.look.color)
     return axes
 
 

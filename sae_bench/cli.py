@@ -151,11 +151,14 @@ def parser() -> argparse.ArgumentParser:
         "a --folder alone the standard comparison.",
     )
     figures.add_argument(
-        "ablation", nargs="?", help="the ablation that was run (default: all published tables)"
+        "ablation", nargs="?", help="the ablation that was run (default: all that is published)"
     )
     source = figures.add_mutually_exclusive_group()
     source.add_argument(
-        "--folder", type=Path, default=None, help="any run (default: results/runs/ABLATION)"
+        "--folder",
+        type=Path,
+        default=None,
+        help="any run (default: results/runs/ABLATION; if there is none, the published tables)",
     )
     source.add_argument(
         "--reference",

@@ -205,7 +205,10 @@ def draw_figures(arguments: argparse.Namespace) -> None:
         return
     if arguments.ablation is not None:
         chosen, folder = ablation.load(arguments.ablation), arguments.folder
-        _save(chosen.figures(Results.read(folder)), folder / "figures")
+        if not folder.exists() and is_published(chosen.name, PUBLISHED):
+            _draw_published(chosen)
+        else:
+            _save(chosen.figures(Results.read(folder)), folder / "figures")
         return
     if arguments.folder is not None:
         results = Results.read(arguments.folder)
@@ -213,8 +216,7 @@ def draw_figures(arguments: argparse.Namespace) -> None:
         _save(drawn, arguments.folder / "figures")
         return
     for name in _published():
-        results = Results.published(name, PUBLISHED)
-        _save(ablation.load(name).figures(results), PUBLISHED / "figures" / name)
+        _draw_published(ablation.load(name))
 
 
 def _draw_reference(spec: str | None) -> None:
@@ -227,6 +229,11 @@ def _draw_reference(spec: str | None) -> None:
             "leave --reference out"
         )
     _save(chosen.reference(), PUBLISHED / "figures" / f"{chosen.name}-reference")
+
+
+def _draw_published(chosen: ablation.Ablation) -> list[Path]:
+    figures = chosen.figures(Results.published(chosen.name, PUBLISHED))
+    return _save(figures, PUBLISHED / "figures" / chosen.name)
 
 
 def _published() -> list[str]:
@@ -242,7 +249,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     sections = []
     for name in _published():
         chosen, results = ablation.load(name), Results.published(name, PUBLISHED)
-        drawn = _save(chosen.figures(results), PUBLISHED / "figures" / name)
+        drawn = _draw_published(chosen)
         tables = [PUBLISHED / "tables" / f"{each}.csv" for each in published_tables(name, results)]
         found = ([path.relative_to(PUBLISHED) for path in paths] for paths in (drawn, tables))
         sections.append(Section(chosen, results, *found))
@@ -255,8 +262,7 @@ def publish(arguments: argparse.Namespace) -> None:
     """publish: copies tables to the committed results."""
     chosen = ablation.load(arguments.ablation)
     Results.read(arguments.folder).publish(chosen.name, PUBLISHED)
-    results = Results.published(chosen.name, PUBLISHED)
-    _save(chosen.figures(results), PUBLISHED / "figures" / chosen.name)
+    _draw_published(chosen)
 
 
 def measure_noise(arguments: argparse.Namespace) -> None:

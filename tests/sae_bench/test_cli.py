@@ -358,3 +358,9 @@ def test_published_tables_give_the_figures_of_the_run(
     assert main(["figures"]) == 0
     assert contents(Path("results/figures/letters")) == drawn
     assert capsys.readouterr().out.count("figure: ") == 6
+    away = finished.rename(finished.with_name("away"))
+    try:
+        assert main(["figures", "letters.py"]) == 0
+    finally:
+        away.rename(finished)
+    assert capsys.readouterr().out.count("figure: results/figures/letters/") == 3
