@@ -45,10 +45,10 @@ chosen anew after their trials.
 
 Scale of `study`: SmolLM2-135M after layer 9, 217k cached tokens of 875 documents (their first 1,000
 characters; docstrings of Python libraries), 33k held-out tokens of 131 others, 400k training tokens
-(about 2 passes), 1,152 latents, 6 settings. Planned are 5 paired seeds of each cell and 3 of each
-bridge, 270 arms; what there is, is said below. On two cores a seed of the cells (36 arms) takes 18
-minutes to train, 39 ms a step (most are dense: few settings end below a fifth of the latents on
-before the penalty is there), and 5 to measure, nearly all of them 4,096 tokens of language model.
+(about 2 passes), 1,152 latents, 6 settings, 5 paired seeds of each cell and 3 of each bridge: 270
+arms. On two cores a seed of the cells (36 arms) takes 18 minutes to train, 39 ms a step (most are
+dense: few settings end below a fifth of the latents on before the penalty is there), and 5 to
+measure, nearly all of them 4,096 tokens of language model; a seed of the bridges 17 in all.
 
 The figure `convergence` is of seed 0, the settings nearest to L0 = 32 and 128: FVU is flat before
 the learning rate falls, and most of what follows is that fall, so it does not show what a longer
@@ -206,6 +206,10 @@ def with_shares(table: pd.DataFrame, frequencies: pd.DataFrame) -> pd.DataFrame:
     return table.merge(found, on=["arm", "eval_set"], how="left")
 
 
+def _has_squares(table: pd.DataFrame) -> bool:
+    return set(CELLS) <= set(table["cell"])
+
+
 def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
     """Every contrast of every outcome in both 2x2s; see `contrasts.compare`.
 
@@ -253,6 +257,8 @@ def answer(results: Results) -> str:
     table = prepared(results.table)
     if table["seed"].nunique() < 2:
         return trials(table).to_string(index=False)
+    if not _has_squares(table):
+        return "No answer without all six cells: `publish` puts parts of several runs together."
     found = measured_effects(table)
     seeds = table[table["cell"].isin(CELLS)]["seed"].nunique()
     said = [
@@ -325,7 +331,7 @@ def figures(results: Results) -> dict[str, Figure]:
         beside = ("ReLU + L1", first, "JumpReLU + L0 (theta)", *others)  # cells keep their colours
         drawn["bridges_fvu_vs_l0"] = _frontiers(table, "fvu", beside)
         drawn["bridges_delta_lm_loss_vs_l0"] = _frontiers(known, "delta_lm_loss", beside)
-    if table["seed"].nunique() > 1:
+    if table["seed"].nunique() > 1 and _has_squares(table):
         drawn["effects"] = _effects(measured_effects(table))
     if "controls" in results.further:
         drawn["controls"] = controlled(table, results.further["controls"])

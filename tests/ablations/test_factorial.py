@@ -174,6 +174,17 @@ def test_the_verdict_needs_the_sign() -> None:
     assert verdict(none, up, 1) == "the penalty"
 
 
+def test_a_run_of_bridges_alone_ends_well() -> None:
+    """Their run has no cells, which others hold."""
+    rows = synthetic(0.1, 0.1)
+    bridges = rows[rows["architecture"] == "ReLU"].assign(architecture="Gated")
+    assert "without all six cells" in factorial.answer(Results(bridges, NONE))
+    rates = bridges[["arm", "eval_set"]].assign(frequency=[[0.5, 0.1]] * len(bridges))
+    drawn = factorial.figures(Results(bridges, rates))
+    assert "bridges_fvu_vs_l0" in drawn
+    assert "effects" not in drawn
+
+
 def test_tuning_tables_list_trials() -> None:
     table = synthetic(0, 0, seeds=1)
     found = trials(prepared(table))
