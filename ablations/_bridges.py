@@ -1,4 +1,4 @@
-"""Where the bridges lie between the ends of the factorial, ReLU + L1 and JumpReLU + L0."""
+"""Where the bridges lie beside the cells of the factorial: its two ends, and JumpReLU + L1."""
 
 import math
 from collections.abc import Iterable
@@ -8,14 +8,14 @@ import pandas as pd
 from ablations._squares import saying
 from sae_bench.contrasts import Outcome, matched, t_interval
 
-ENDS = ("ReLU + L1", "JumpReLU + L0 (theta)")
+ENDS = ("ReLU + L1", "JumpReLU + L0 (theta)", "JumpReLU + L1 (input)")
 
 
 def over_ends(
     table: pd.DataFrame, bridges: Iterable[str], outcomes: Iterable[Outcome]
 ) -> list[str]:
-    """Each bridge against each end, place by place: differences of the seeds that both have, with
-    95% t-intervals over them.
+    """Each bridge against each of `ENDS`, place by place and in the mean over places: differences
+    of the seeds that both have, with 95% t-intervals over them.
 
     Args:
         table: what `_lines.prepared` gives.
@@ -36,5 +36,6 @@ def _over(table: pd.DataFrame, bridge: str, end: str, outcome: Outcome) -> str:
     places = outcome.places(table, "cell", (bridge, end))
     values = matched(table, outcome.x, outcome.y, places, "cell")
     apart, say = values.loc[bridge] - values.loc[end], saying(outcome)
-    found = (f"L0 {math.exp(x):.0f} {say(t_interval(apart[x].to_numpy(float)))}" for x in places)
+    found = [f"L0 {math.exp(x):.0f} {say(t_interval(apart[x].to_numpy(float)))}" for x in places]
+    found.append(f"mean {say(t_interval(apart.mean(axis=1).to_numpy(float)))}")
     return f"  {bridge} over {end}, {outcome.name}: {', '.join(found)}." if places else ""
