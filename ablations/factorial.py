@@ -69,7 +69,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations._bridges import over_ends
+from ablations._bridges import beside_cells
 from ablations._controls import controlled, controls
 from ablations._convergence import convergence, converging
 from ablations._documents import document_noise
@@ -291,7 +291,7 @@ def answer(results: Results) -> str:
             said += by_place(table, outcome, way)
     if len(results.frequencies):
         said += _other_bounds(with_shares(table, results.frequencies))
-    if between := over_ends(table, BRIDGES, DECISIVE):
+    if between := beside_cells(table, BRIDGES, DECISIVE):
         said += ["The bridges against cells:", *between]
     said.append("What straight-through gradients to the input change in JumpReLU:")
     said += paths(table, DECISIVE)

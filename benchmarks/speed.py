@@ -15,7 +15,8 @@ benchmark no latent is dead by the criterion of 10M tokens.
 **How.** One process for each arm. It warms up (1,000 steps of 256 tokens), then its full optimiser
 steps of 2,048 tokens are timed, each right after the encoder product x W_enc (2,048 x 576 times 576
 x d_sae) in the same process with the same threads; libraries take turns in rounds, and nothing else
-runs meanwhile. On other devices than the CPU clocks wait for the device.
+runs meanwhile. On other devices than the CPU clocks wait for the device; on CUDA `ours` chooses its
+path during the warm-up, so give it --warm-batch as large as --batch.
 
 **results/tables/speed.csv**, one row a library, architecture and width:
 

@@ -1,9 +1,9 @@
-"""Bridges are told by their distance from either end, place by place."""
+"""Bridges are told by their distance from cells, place by place."""
 
 import numpy as np
 import pandas as pd
 
-from ablations._bridges import ENDS, over_ends
+from ablations._bridges import BESIDE, beside_cells
 from ablations.factorial import FREQUENT, FVU
 
 SEEDS = {"ReLU + L1": 5, "JumpReLU + L0 (theta)": 5, "Gated": 3}
@@ -24,13 +24,13 @@ def planted(upto: float = 250.0) -> pd.DataFrame:
 
 
 def test_planted_distances_are_said_place_by_place() -> None:
-    said = over_ends(planted(), ["Gated", "TopK"], (FVU, FREQUENT[0]))
+    said = beside_cells(planted(), ["Gated", "TopK"], (FVU, FREQUENT[0]))
     assert said[0] == (
-        f"  Gated over {ENDS[0]}, FVU at matched L0: L0 16 -9.5% [-9.5, -9.5], L0 32 -9.5% [-9.5, "
-        "-9.5], L0 64 -11.3% [-11.3, -11.3], L0 128 -11.3% [-11.3, -11.3], mean -10.4% [-10.4, "
+        f"  Gated over {BESIDE[0]}, FVU at matched L0: L0 16 -9.5% [-9.5, -9.5], L0 32 -9.5% "
+        "[-9.5, -9.5], L0 64 -11.3% [-11.3, -11.3], L0 128 -11.3% [-11.3, -11.3], mean -10.4% [-10.4, "
         "-10.4]."
     )
-    assert said[1].startswith(f"  Gated over {ENDS[1]}, FVU at matched L0: L0 16 +10.5% [")
+    assert said[1].startswith(f"  Gated over {BESIDE[1]}, FVU at matched L0: L0 16 +10.5% [")
     assert "L0 64 +10.00 [+10.00, +10.00] points" in said[2]
     assert len(said) == 4
 
@@ -38,7 +38,7 @@ def test_planted_distances_are_said_place_by_place() -> None:
 def test_places_are_those_that_both_reach() -> None:
     table = planted()
     table = table[(table["cell"] != "Gated") | (table["log_l0"] < np.log(100))]
-    assert "L0 128" not in over_ends(table, ["Gated"], (FVU,))[0]
-    assert over_ends(table[table["cell"] != "Gated"], ["Gated"], (FVU,)) == []
+    assert "L0 128" not in beside_cells(table, ["Gated"], (FVU,))[0]
+    assert beside_cells(table[table["cell"] != "Gated"], ["Gated"], (FVU,)) == []
     apart = table.assign(log_l0=table["log_l0"] + 10 * (table["cell"] == "Gated"))
-    assert over_ends(apart, ["Gated"], (FVU,)) == []
+    assert beside_cells(apart, ["Gated"], (FVU,)) == []
