@@ -27,8 +27,8 @@ def test_planted_distances_are_said_place_by_place() -> None:
     said = beside_cells(planted(), ["Gated", "TopK"], (FVU, FREQUENT[0]))
     assert said[0] == (
         f"  Gated over {BESIDE[0]}, FVU at matched L0: L0 16 -9.5% [-9.5, -9.5], L0 32 -9.5% "
-        "[-9.5, -9.5], L0 64 -11.3% [-11.3, -11.3], L0 128 -11.3% [-11.3, -11.3], mean -10.4% [-10.4, "
-        "-10.4]."
+        "[-9.5, -9.5], L0 64 -11.3% [-11.3, -11.3], L0 128 -11.3% [-11.3, -11.3], mean "
+        "-10.4% [-10.4, -10.4]."
     )
     assert said[1].startswith(f"  Gated over {BESIDE[1]}, FVU at matched L0: L0 16 +10.5% [")
     assert "L0 64 +10.00 [+10.00, +10.00] points" in said[2]
