@@ -31,7 +31,7 @@ def against_l0(found: pd.DataFrame, table: pd.DataFrame) -> Figure:
     figure = plots.figure(4.6, 2.8)
     (axes,) = figure.axes
     rows = table.merge(found[["arm", "r_l0"]], on="arm")
-    lines = list(rows["architecture"].unique())
+    lines = plots.looks(list(rows["architecture"].unique()))
     bands.bands(rows, axes, x="l0", y="r_l0", by="architecture", lines=lines)
     axes.set_ylabel("r_L0: effective share of active latents")
     bands.label_ends(axes)

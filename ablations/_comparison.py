@@ -115,11 +115,9 @@ def against_compute(spent: pd.DataFrame) -> Figure:
     means = spent.groupby(["architecture", "train_tokens"], sort=False)[
         ["log_seconds", "log_fvu"]
     ].mean()
-    for index, name in enumerate(means.index.unique("architecture")):
+    for name, look in plots.looks(means.index.unique("architecture")).items():
         x, y = np.exp(means.loc[name].to_numpy().T)
-        axes.plot(
-            x, y, bands.MARKERS[index] + "-", color=bands.COLOURS[index], markersize=3, label=name
-        )
+        axes.plot(x, y, **look._asdict(), markersize=3, label=name)
     axes.set(xscale="log", xlabel="seconds of training of an arm", ylabel="FVU at L0 16, 32, 64")
     bands.logarithmic(axes)
     bands.label_ends(axes)

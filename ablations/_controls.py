@@ -72,7 +72,9 @@ def controlled(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
     figure = plots.figure(4.6, 2.8)
     (axes,) = figure.axes
     lines = (SOURCE, *CONTROLS[:1], "JumpReLU + L0 (theta)", *CONTROLS[1:])
-    bands.bands(pd.concat([table, found]), axes, x="l0", y="fvu", by="cell", lines=lines)
+    bands.bands(
+        pd.concat([table, found]), axes, x="l0", y="fvu", by="cell", lines=bands.ordered(lines)
+    )
     bands.logarithmic(axes)
     bands.label_ends(axes)
     return figure

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations._lines import prepared
+from ablations._lines import prepared, styled
 from sae_bench import bands, plots
 from sae_bench.ablation import Finished
 
@@ -33,14 +33,13 @@ def converging(found: pd.DataFrame, lines: list[str]) -> Figure:
 
     Args:
         found: what `convergence` gives.
-        lines: to draw, in the order of their colours.
+        lines: to draw.
     """
     figure = plots.figure(6.8, 2.6, 1, 2)
     for near, axes in zip(AT, figure.axes, strict=True):
-        for index, line in enumerate(lines):
+        for line, look in styled(lines).items():
             rows = found[(found["near"] == near) & (found["cell"] == line)]
-            colour = bands.COLOURS[index % len(bands.COLOURS)]
-            axes.plot(rows["tokens"], rows["fvu"], color=colour, linewidth=1, label=line)
+            axes.plot(rows["tokens"], rows["fvu"], color=look.color, linewidth=1, label=line)
         axes.set(xlabel="training tokens", ylabel="FVU of the batch", yscale="log")
         axes.set_title(f"arms that end near L0 {near}", fontsize=8)
         bands.logarithmic(axes)

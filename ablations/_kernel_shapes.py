@@ -101,7 +101,7 @@ def frontiers(table: pd.DataFrame) -> Figure:
     figure = plots.figure(6.8, 2.8, 1, len(WAYS))
     for way, axes in zip(WAYS, figure.axes, strict=True):
         rows = compared(table, way)
-        bands.bands(rows, axes, x="l0", y="fvu", by="shape", lines=list(SHAPES))
+        bands.bands(rows, axes, x="l0", y="fvu", by="shape", lines=bands.ordered(SHAPES))
         bands.logarithmic(axes)
         axes.set_title(f"at {way}", fontsize=8)
         axes.legend(fontsize=6, frameon=False)

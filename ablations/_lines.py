@@ -5,7 +5,7 @@ logarithm, at the scale of the preset `study`: by log-log interpolation between 
 the winning trial of the preset `tuning`, with L0 falling to 0.8 to 0.9 of it in twice the tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from architectures import GatedRIL1SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from architectures.topk import AuxK
+from sae_bench import bands, plots
 from sae_bench.activations import JumpReLU, LogThreshold, TopK
 from sae_bench.arm import Arm, grid
 from sae_bench.components import Component
@@ -21,6 +22,7 @@ from sae_bench.contrasts import interpolate
 from sae_bench.estimators import BatchKDE
 from sae_bench.kernels import Rectangle
 from sae_bench.penalties import L0, L1, RIL1, Penalty, QuadraticFrequency, Tanh
+from sae_bench.plots import Look
 from sae_bench.recipe import Recipe
 from sae_bench.sae import SparseAutoencoder
 
@@ -131,6 +133,21 @@ BRIDGES: Mapping[str, Line] = {
     ),
 }
 LINES: Mapping[str, Line] = {**CELLS, **BRIDGES}
+
+LOOKS: Mapping[str, Look] = {
+    **bands.ordered(CELLS),
+    "ReLU + Tanh": Look("#88CCEE", "<", "-"),
+    **plots.looks(["Gated", "TopK"]),
+    "Gated RI-L1": plots.looks(["GatedRIL1"])["GatedRIL1"],
+    "JumpReLU + quadratic": Look("#882255", ">", "-"),
+}
+"""How each line is drawn; architectures as in all figures."""
+
+
+def styled(names: Iterable[str]) -> dict[str, Look]:
+    """These lines in their looks."""
+    return {name: LOOKS[name] for name in names}
+
 
 RATES = tuple(Tuned(lr=lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.2e-2, 1.6e-2, 2.4e-2))
 """The trials of a line without a window."""

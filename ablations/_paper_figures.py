@@ -114,13 +114,18 @@ def _spare(index: int, marker: str = "o") -> Look:
     return Look(SPARE[index], marker, "-")
 
 
-def _windowed(kernel: str) -> Mapping[str, str]:
-    return {"kernel": rf"^BatchKDE\({kernel}\("}
+def windowed(kernel: str, eps: str = "[^()]+") -> Mapping[str, str]:
+    """Which rows have this kernel.
+
+    Args:
+        kernel, eps: patterns of its name and of its bandwidth.
+    """
+    return {"kernel": rf"^BatchKDE\({kernel}\({eps}\)\)$"}
 
 
 VARIED = "variants"
 """The part of a run whose rectangles are those of other bandwidths than the one that was chosen."""
-CHOSEN = {**_windowed("Rectangle"), "part": rf"^(?!{VARIED}$)"}
+CHOSEN = {**windowed("Rectangle"), "part": rf"^(?!{VARIED}$)"}
 
 OWN = looks(["ReLU", "Gated", "GatedRIL1", "JumpReLU", "TopK"])
 THETA = "JumpReLU + L0 (theta)"
@@ -227,9 +232,9 @@ FIGURES = (
             Series(name.lower(), name, look, THETA, where)
             for name, look, where in (
                 ("Rectangle", OWN["JumpReLU"], CHOSEN),
-                ("Triangle", _spare(0), _windowed("Triangle")),
-                ("Epanechnikov", _spare(3, "v"), _windowed("Epanechnikov")),
-                ("Gaussian", _spare(1, "P"), _windowed("Gaussian")),
+                ("Triangle", _spare(0), windowed("Triangle")),
+                ("Epanechnikov", _spare(3, "v"), windowed("Epanechnikov")),
+                ("Gaussian", _spare(1, "P"), windowed("Gaussian")),
             )
         ),
         places=(1,),

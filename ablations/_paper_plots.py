@@ -34,12 +34,14 @@ class Manner:
     Args:
         paper: whether curves have the paper's names, or those of a run.
         note: what their names in the legend end with.
-        dashed, alpha, width, size: line, and markers.
+        behind: whether they are the paper's beside a run's: dashed, on axes of their own where
+            the measure hangs on the width.
+        alpha, width, size: line, and markers.
     """
 
     paper: bool
     note: str = ""
-    dashed: bool = False
+    behind: bool = False
     alpha: float = 1.0
     width: float = 1.2
     size: float = 3.5
@@ -51,7 +53,7 @@ class Manner:
 
 RUN = Manner(paper=False)
 PAPER = Manner(paper=True)
-BEHIND = Manner(paper=True, note=", paper", dashed=True, alpha=0.45, width=0.9, size=1.8)
+BEHIND = Manner(paper=True, note=", paper", behind=True, alpha=0.45, width=0.9, size=1.8)
 
 
 def curves(points: pd.DataFrame, axes: Axes, figure: PaperFigure, manner: Manner) -> Axes:
@@ -72,7 +74,7 @@ def curves(points: pd.DataFrame, axes: Axes, figure: PaperFigure, manner: Manner
                 curve["y"],
                 color=series.look.color,
                 marker=series.look.marker,
-                linestyle="--" if manner.dashed else "-",
+                linestyle="--" if manner.behind else "-",
                 alpha=manner.alpha,
                 linewidth=manner.width,
                 markersize=manner.size,
@@ -101,7 +103,7 @@ def panel(
     for manner, points in sources.items():
         here = (points["figure"] == figure.number) & (points["measure"] == row.y.column)
         here &= (points["site"] == row.site) & (points["place"] == place)
-        apart = manner is BEHIND and not row.y.width_free
+        apart = manner.behind and not row.y.width_free
         drawn = curves(points[here], _right(axes) if apart else axes, figure, manner)
         if not row.y.width_free:  # zeros of both axes stand side by side
             drawn.update_datalim([(0, 0)], updatex=False)
@@ -157,7 +159,7 @@ def _layer(sources: Mapping[Manner, pd.DataFrame], figure: PaperFigure, place: i
     for manner, points in sources.items():
         here = points[(points["figure"] == figure.number) & (points["place"] == place)]
         for layer in here["layer"].unique()[:1]:
-            shown.insert(0, f"(paper: {layer})" if manner is BEHIND else f"layer {layer}")
+            shown.insert(0, f"(paper: {layer})" if manner.behind else f"layer {layer}")
     return " ".join(shown).capitalize()
 
 
@@ -188,14 +190,11 @@ def histograms(rows: pd.DataFrame, frequencies: pd.DataFrame, series: Sequence[S
         series: those of the rows.
     """
     places = sorted(rows["place"].unique())
-    names = [each.name for each in series]
-    colours = [each.look.color for each in series]
+    looks = {each.name: each.look for each in series}
     drawn = plots.figure(0.5 + 2.1 * len(places), 2.6, 1, len(places), shared=True)
     for place, axes in zip(places, drawn.axes, strict=True):
         here = rows[rows["place"] == place]
-        bands.matched_histogram(
-            here, frequencies, axes, by="curve", lines=names, l0=MATCHED, colours=colours
-        )
+        bands.matched_histogram(here, frequencies, axes, by="curve", lines=looks, l0=MATCHED)
         axes.set_title(f"Layer {here['layer'].iloc[0]}", fontsize=8)
         axes.legend(fontsize=6, loc="upper left", frameon=False)
         axes.label_outer()

@@ -26,6 +26,7 @@ from ablations._paper_figures import (
     paper_points,
     placed,
     points_of,
+    windowed,
     with_series,
 )
 from ablations._paper_plots import BEHIND, RUN, draw, histograms
@@ -33,8 +34,6 @@ from sae_bench.plots import COLOURS, SPARE, SPARE_MARKERS, Look
 from sae_bench.results import Results
 from sae_bench.store import RELEASED
 
-RECTANGLE = r"^BatchKDE\(Rectangle\(([^()]+)\)\)$"
-"""A kernel's label, and in it eps."""
 FURTHER_MARKERS = SPARE_MARKERS[len(COLOURS) :]
 """Those that no architecture has."""
 
@@ -91,7 +90,7 @@ def bandwidths(table: pd.DataFrame) -> Iterator[PaperFigure]:
     }
     if len(swept) > 1:
         series = tuple(
-            Series("", f"eps = {eps}", look, THETA, {"kernel": _label(eps)})
+            Series("", f"eps = {eps}", look, THETA, windowed("Rectangle", re.escape(eps)))
             for eps, look in looks.items()
         )
         yield PaperFigure(0, L0, MIDDLE, series, places=(1,), title="bandwidth")
@@ -99,11 +98,8 @@ def bandwidths(table: pd.DataFrame) -> Iterator[PaperFigure]:
 
 def _widths(rows: pd.DataFrame) -> set[str]:
     """eps of the rectangles among kernels."""
-    return set(rows["kernel"].astype(str).str.extract(RECTANGLE)[0].dropna())
-
-
-def _label(eps: str) -> str:
-    return rf"^BatchKDE\(Rectangle\({re.escape(eps)}\)\)$"
+    rectangle = windowed("Rectangle", "([^()]+)")["kernel"]
+    return set(rows["kernel"].astype(str).str.extract(rectangle)[0].dropna())
 
 
 def figures_of_run(results: Results) -> dict[str, Figure]:

@@ -335,7 +335,7 @@ def frontiers(table: pd.DataFrame) -> Figure:
     figure = plots.figure(6.8, 2.8, 1, len(PULLS))
     for pull, axes in zip(PULLS, figure.axes, strict=True):
         names = [state + pull for state in STATES]
-        bands.bands(rows, axes, x="l0", y="fvu", by="line", lines=names)
+        bands.bands(rows, axes, x="l0", y="fvu", by="line", lines=bands.ordered(names))
         bands.logarithmic(axes)
         axes.legend(fontsize=6, frameon=False)
     figure.axes[1].set_ylabel("")

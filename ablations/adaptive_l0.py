@@ -233,7 +233,7 @@ def figures(results: Results) -> dict[str, Figure]:
     table = _measured(results.table)
     drawn = plots.figure(6.8, 2.6, 1, 2)
     for y, axes in zip(("fvu", "delta_lm_loss"), drawn.axes, strict=True):
-        bands.bands(table, axes, x="l0", y=y, by="line", lines=list(LINES))
+        bands.bands(table, axes, x="l0", y=y, by="line", lines=plots.looks(LINES))
     bands.logarithmic(drawn.axes[0])
     bands.label_ends(drawn.axes[1])
     found = {"frontiers": drawn}
@@ -250,17 +250,17 @@ def _by_difficulty(deciles: pd.DataFrame) -> Figure:
     fvu = _fvu_at(deciles).stack().rename_axis(["line", "seed", "decile"])
     labels = ("L0 over its mean", f"FVU at L0 {AT}")
     for rows, label, axes in zip((relative, fvu), labels, drawn.axes, strict=True):
-        for index, line in enumerate(LINES):
-            _decile_line(rows.loc[line], axes, index, line)
+        for line, look in plots.looks(LINES).items():
+            _decile_line(rows.loc[line], axes, look, line)
         axes.set(xlabel="decile by loss of the next token, from easy to hard", ylabel=label)
         axes.grid(alpha=0.25, linewidth=0.5)
     bands.label_ends(drawn.axes[1])
     return drawn
 
 
-def _decile_line(rows: "pd.Series[float]", axes: Axes, index: int, line: str) -> None:
+def _decile_line(rows: "pd.Series[float]", axes: Axes, look: plots.Look, line: str) -> None:
     by = rows.groupby("decile")
-    colour, places = bands.COLOURS[index], np.arange(1, DECILES + 1)
-    axes.plot(places, by.mean(), bands.MARKERS[index], color=colour, markersize=3, label=line)
+    colour, places = look.color, np.arange(1, DECILES + 1)
+    axes.plot(places, by.mean(), look.marker, color=colour, markersize=3, label=line)
     axes.plot(places, by.mean(), color=colour, linewidth=1)
     axes.fill_between(places, by.min(), by.max(), color=colour, alpha=0.2, linewidth=0)

@@ -335,7 +335,8 @@ def _frontiers(table: pd.DataFrame, name: str, trained: list[str]) -> Figure:
     drawn = plots.figure(6.8, 2.6, 1, 2)
     rows = table[table["eval_set"] == name]
     for line, axes in zip(LINES, drawn.axes, strict=True):
-        bands.bands(rows[rows["line"] == line], axes, x="l0", y="fvu", by="part", lines=trained)
+        here = rows[rows["line"] == line]
+        bands.bands(here, axes, x="l0", y="fvu", by="part", lines=bands.ordered(trained))
         bands.logarithmic(axes)
         axes.set_title(f"{line}, evaluated in contexts of {name}", fontsize=8)
     bands.label_ends(drawn.axes[1])

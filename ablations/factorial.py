@@ -73,7 +73,17 @@ from ablations._bridges import beside_cells
 from ablations._controls import controlled, controls
 from ablations._convergence import convergence, converging
 from ablations._documents import document_noise
-from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, Tuned, prepared, trials
+from ablations._lines import (
+    BRIDGES,
+    CELLS,
+    LINES,
+    TRIALS,
+    TUNED,
+    Tuned,
+    prepared,
+    styled,
+    trials,
+)
 from ablations._squares import WAYS, by_place, paths, sentence, summary
 from sae_bench import bands, plots
 from sae_bench.ablation import Data, Finished, Preset
@@ -146,7 +156,7 @@ PRESETS = {
         recipe=RECIPE.stretched(0.5),
         seeds=(100,),
         bridge_seeds=(100,),
-        settings=(1, 4),
+        settings=(2, 3, 4),
         tuned=tuple(TRIALS.values()),
     ),
     "pilot": STUDY.replace(
@@ -330,11 +340,11 @@ def figures(results: Results) -> dict[str, Figure]:
         "fvu_vs_l0": _frontiers(table, "fvu", CELLS),
         "delta_lm_loss_vs_l0": _frontiers(known, "delta_lm_loss", CELLS),
         "high_frequency": _frequent(table, known),
-        "frequency_histograms": _histograms(table, results.frequencies),
     }
+    if table["cell"].isin(CELLS).any():
+        drawn["frequency_histograms"] = _histograms(table, results.frequencies)
     if table["cell"].isin(BRIDGES).any():
-        first, *others = BRIDGES
-        beside = ("ReLU + L1", first, "JumpReLU + L0 (theta)", *others)  # cells keep their colours
+        beside = ("ReLU + L1", "JumpReLU + L0 (theta)", *BRIDGES)
         drawn["bridges_fvu_vs_l0"] = _frontiers(table, "fvu", beside)
         drawn["bridges_delta_lm_loss_vs_l0"] = _frontiers(known, "delta_lm_loss", beside)
     if table["seed"].nunique() > 1 and _has_squares(table):
@@ -349,7 +359,7 @@ def figures(results: Results) -> dict[str, Figure]:
 def _frontiers(table: pd.DataFrame, y: str, lines: Iterable[str]) -> Figure:
     drawn = plots.figure(4.6, 2.8)
     (axes,) = drawn.axes
-    bands.bands(table, axes, x="l0", y=y, by="cell", lines=list(lines))
+    bands.bands(table, axes, x="l0", y=y, by="cell", lines=styled(lines))
     bands.logarithmic(axes)
     bands.label_ends(axes)
     return drawn
@@ -358,7 +368,7 @@ def _frontiers(table: pd.DataFrame, y: str, lines: Iterable[str]) -> Figure:
 def _frequent(table: pd.DataFrame, known: pd.DataFrame) -> Figure:
     drawn = plots.figure(6.8, 2.6, 1, 2)
     for x, rows, axes in zip(("l0", "delta_lm_loss"), (table, known), drawn.axes, strict=True):
-        bands.bands(rows, axes, x=x, y="l0_share_above_10pct", by="cell", lines=list(CELLS))
+        bands.bands(rows, axes, x=x, y="l0_share_above_10pct", by="cell", lines=styled(CELLS))
     drawn.axes[1].invert_xaxis()
     drawn.axes[1].set_ylabel("")
     bands.label_ends(drawn.axes[1])
@@ -368,7 +378,7 @@ def _frequent(table: pd.DataFrame, known: pd.DataFrame) -> Figure:
 def _histograms(table: pd.DataFrame, frequencies: pd.DataFrame) -> Figure:
     drawn = plots.figure(6.8, 2.6, 1, 2)
     for l0, axes in zip((32, 128), drawn.axes, strict=True):
-        bands.matched_histogram(table, frequencies, axes, by="cell", lines=list(CELLS), l0=l0)
+        bands.matched_histogram(table, frequencies, axes, by="cell", lines=styled(CELLS), l0=l0)
         axes.set_ylim(top=30 * axes.get_ylim()[1])
         axes.legend(fontsize=6, loc="upper left", frameon=False)
     return drawn

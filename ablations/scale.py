@@ -45,7 +45,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations import factorial
-from ablations._lines import CELLS, prepared
+from ablations._lines import CELLS, prepared, styled
 from ablations._squares import WAYS, by_place, is_share
 from ablations.factorial import FVU, OTHER_BOUNDS, SIDES, Factorial, arms, with_shares
 from sae_bench import bands, plots
@@ -201,7 +201,7 @@ def figures(results: Results) -> dict[str, Figure]:
     for index, (part, column) in enumerate(zip(parts, grid.T, strict=True)):
         rows = table[table["part"] == part]
         for axes, y in zip(column, ("fvu", SHARE.y), strict=True):
-            bands.bands(rows, axes, x="l0", y=y, by="cell", lines=list(CELLS))
+            bands.bands(rows, axes, x="l0", y=y, by="cell", lines=styled(CELLS))
             if index:
                 axes.set_ylabel("")
         bands.logarithmic(column[0])

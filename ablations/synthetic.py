@@ -47,7 +47,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ablations import factorial
-from ablations._lines import CELLS, TUNED, prepared
+from ablations._lines import CELLS, TUNED, prepared, styled
 from ablations._squares import WAYS, saying
 from ablations._threshold_noise import text
 from sae_bench import bands, plots
@@ -310,7 +310,7 @@ def figures(results: Results) -> dict[str, Figure]:
     drawn = plots.figure(9.0, 3.2, 1, len(OUTCOMES))
     shown = table[table["l0"].between(PLACES[0] / 1.6, 1.6 * PLACES[-1])]
     for y, axes in zip(("fvu", FOUND.y, SHARE.y), drawn.axes, strict=True):
-        bands.bands(shown, axes, x="l0", y=y, by="cell", lines=list(CELLS))
+        bands.bands(shown, axes, x="l0", y=y, by="cell", lines=styled(CELLS))
         axes.axvline(L0, color="grey", linestyle="--", linewidth=0.7)
     bands.logarithmic(drawn.axes[0])
     drawn.axes[1].set_ylabel("Share of features recovered")

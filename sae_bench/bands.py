@@ -2,7 +2,7 @@
 their ends, effects with intervals, firing frequencies at matched L0."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -12,16 +12,24 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from sae_bench.contrasts import interpolate
-from sae_bench.plots import LABELS, STYLE, plain_numbers
+from sae_bench.plots import LABELS, STYLE, Look, plain_numbers
 
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#000000", "#CC79A7", "#009E73")
-"""Okabe and Ito's colour-blind-safe set, in the order in which lines take them."""
+"""Okabe and Ito's colour-blind-safe set, in the order in which names take them."""
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 DRAWN = 80
 """Places at which a curve is interpolated."""
 ROOM = 0.062
 """Distance of two labels, as a share of the height of axes of 2.6 inches."""
 TITLES = {"l0_share_above_10pct": "Share of L0 in latents above 10%"} | dict(LABELS)
+
+
+def ordered(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each name by its place, for lines that are no architectures (`plots.looks`)."""
+    return {
+        name: Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], "-")
+        for index, name in enumerate(names)
+    }
 
 
 def _curves(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
@@ -45,34 +53,26 @@ def _curves(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray]
 
 @mpl.rc_context(STYLE)
 def bands(
-    table: pd.DataFrame, axes: Axes, *, x: str, y: str, by: str, lines: Sequence[str]
+    table: pd.DataFrame, axes: Axes, *, x: str, y: str, by: str, lines: Mapping[str, Look]
 ) -> Axes:
-    """One curve a line, its mean over seeds on a logarithmic x axis, in a band that spans the
-    seeds; a marker is the mean of a setting.
+    """One curve a line in its look, the mean over seeds on a logarithmic x axis, in a band that
+    spans the seeds; a marker is the mean of a setting.
 
     The seeds are interpolated inside their own ranges, and drawn where all of them have been
     measured. Rows whose x is not positive have no place there.
     """
-    for index, name in enumerate(lines):
+    for name, look in lines.items():
         rows = table[(table[by] == name) & (table[x] > 0) & np.isfinite(table[y])]
         if rows.empty:
             continue
-        colour = COLOURS[index % len(COLOURS)]
         places, values = _curves(rows, x, y)
         points = rows.groupby("setting")[[x, y]].mean().sort_values(x)
         if len(places):
-            axes.plot(places, values.mean(0), color=colour, linewidth=1.2)
+            axes.plot(places, values.mean(0), look.linestyle, color=look.color, linewidth=1.2)
             axes.fill_between(
-                places, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0
+                places, values.min(0), values.max(0), color=look.color, alpha=0.2, linewidth=0
             )
-        axes.plot(
-            points[x],
-            points[y],
-            MARKERS[index % len(MARKERS)],
-            color=colour,
-            markersize=2.8,
-            label=name,
-        )
+        axes.plot(points[x], points[y], look.marker, color=look.color, markersize=2.8, label=name)
     axes.set(xscale="log", xlabel=TITLES.get(x, x), ylabel=TITLES.get(y, y))
     plain_numbers(axes.xaxis)
     axes.grid(alpha=0.25, linewidth=0.5)
@@ -208,19 +208,17 @@ def matched_histogram(
     axes: Axes,
     *,
     by: str,
-    lines: Sequence[str],
+    lines: Mapping[str, Look],
     l0: float,
     bins: int = 32,
-    colours: Sequence[str] = COLOURS,
 ) -> Axes:
     """Histograms of log10 firing frequency at one L0 (`matched_frequencies`), one outline a line,
     counts averaged over seeds if there are several; a line that does not reach it is labelled with
-    its own. Frequencies below 1e-4 are in the first bin; dashed lines mark 1% and 10%. Lines take
-    `colours` in order."""
+    its own. Frequencies below 1e-4 are in the first bin; dashed lines mark 1% and 10%."""
     edges = np.linspace(-4, 0, bins + 1)
     rates = table[table["l0"] > 0].merge(frequencies, on=["arm", "eval_set"])
     shown = "latents (mean over seeds)" if table["seed"].nunique() > 1 else "latents"
-    for index, name in enumerate(lines):
+    for name, look in lines.items():
         seeds = rates[rates[by] == name].groupby(["seed", "eval_set"], dropna=False)
         found = [matched_frequencies(rows, l0) for _, rows in seeds]
         if found:
@@ -228,7 +226,7 @@ def matched_histogram(
             axes.stairs(
                 np.mean([np.histogram(f.clip(-4, 0), edges)[0] for f, _ in found], axis=0),
                 edges,
-                color=colours[index % len(colours)],
+                color=look.color,
                 linewidth=1.1,
                 label=name if np.isclose(own, l0) else f"{name}, L0 {own:.0f}",
             )

@@ -9,10 +9,11 @@ import pytest
 
 from ablations import _controls, _documents, factorial
 from ablations._convergence import convergence
-from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, cell, prepared, trials
+from ablations._lines import BRIDGES, CELLS, LINES, TRIALS, TUNED, cell, prepared, styled, trials
 from ablations._squares import WAYS, by_place, verdict
 from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval
+from sae_bench.plots import looks
 from sae_bench.results import Results
 from sae_bench.run import run
 from tests.grids import tensor_cache
@@ -184,6 +185,20 @@ def test_a_run_of_bridges_alone_ends_well() -> None:
     drawn = factorial.figures(Results(bridges, rates))
     assert "bridges_fvu_vs_l0" in drawn
     assert "effects" not in drawn
+
+
+def test_a_line_looks_the_same_in_every_figure() -> None:
+    beside = styled(["ReLU + L1", "JumpReLU + L0 (theta)", *BRIDGES])
+    for some in (styled(CELLS), beside):
+        assert len({look.color for look in some.values()}) == len(some)
+    for name, architecture in (
+        ("ReLU + L1", "ReLU"),
+        ("JumpReLU + L0 (theta)", "JumpReLU"),
+        ("TopK", "TopK"),
+        ("Gated", "Gated"),
+        ("Gated RI-L1", "GatedRIL1"),
+    ):
+        assert beside[name] == looks([architecture])[architecture]
 
 
 def test_tuning_tables_list_trials() -> None:

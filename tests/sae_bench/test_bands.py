@@ -29,7 +29,7 @@ def table(seeds: int = 3) -> pd.DataFrame:
 
 def drawn(rows: pd.DataFrame, lines: tuple[str, ...] = ("one", "two")) -> Axes:
     axes = plots.figure().axes[0]
-    return bands.bands(rows, axes, x="l0", y="fvu", by="line", lines=lines)
+    return bands.bands(rows, axes, x="l0", y="fvu", by="line", lines=bands.ordered(lines))
 
 
 def test_a_curve_is_the_mean_over_seeds_in_a_band_that_spans_them() -> None:
@@ -114,7 +114,8 @@ def test_histograms_at_one_l0() -> None:
     frequencies = rows[["arm", "eval_set"]].assign(frequency=rates)
     for l0, label in ((38, "one"), (1e4, "one, L0 ")):
         axes = plots.figure().axes[0]
-        bands.matched_histogram(rows, frequencies, axes, by="line", lines=("one",), l0=l0)
+        one = bands.ordered(["one"])
+        bands.matched_histogram(rows, frequencies, axes, by="line", lines=one, l0=l0)
         (outline,) = axes.patches
         assert outline.get_label().startswith(label)
         assert (outline.get_label() == "one") == (l0 == 38)
