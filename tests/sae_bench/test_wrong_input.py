@@ -1,5 +1,5 @@
 """Everything wrong is refused in one line that says what, before anything is trained or written:
-the table stands in `tests.wrong`."""
+the tables stand in `tests.wrong`."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import sae_bench
-from tests.wrong import COMMANDS, FUNCTIONS
+from tests.wrong.commands import COMMANDS
+from tests.wrong.functions import FUNCTIONS
 
 ROWS = [
     *(f"{index}: {words}" for index, (words, _) in enumerate(FUNCTIONS)),

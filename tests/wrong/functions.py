@@ -1,44 +1,28 @@
-"""Wrong input to public functions and to the command line, as users give it: in a process where no
-run-time type checker comes first. `python -m tests.wrong FOLDER` prints what came of each row."""
+"""Wrong arguments of public functions, and the words that refuse each."""
 
-import contextlib
-import io
-import json
 import math
-import os
-import shutil
-import signal
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 import sae_bench as sb
 from architectures import JumpReLUSAE, ReLUSAE, TopKSAE
 from sae_bench import ActivationCache, Arm, Recipe, Released, grid
 from sae_bench.activations import JumpReLU, LogThreshold, TopK
-from sae_bench.cli import main
 from sae_bench.contexts import Packed, PerDocument
-from sae_bench.errors import InputError
 from sae_bench.estimators import WindowKDE
-from sae_bench.files import read_record, write_record
 from sae_bench.kernels import Rectangle
-from sae_bench.models import LanguageModel
 from sae_bench.noise import gradient_noise, standard
 from sae_bench.penalties import L0, L1
 from sae_bench.synthetic import SyntheticFeatures
-from sae_bench.train import Trainee
 from tests.corpus import Letters
-from tests.desk import contents, furnish
 from tests.tiny import tiny_model
+from tests.wrong.desk import SITE, kept
 
 NAN, INF, HUGE = math.nan, math.inf, 2**70
-SITE = "layers.1.resid_post"
 X = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
 LM = tiny_model("llama")
 RECIPE = Recipe(tokens=640, batch_size=64, lr=1e-3, lr_warmup=1, penalty_warmup=1)
@@ -61,10 +45,6 @@ def cache(d_in: int = 4, rows: int = 256, **options: Any) -> ActivationCache:
 def stored() -> ActivationCache:
     """A cache on disk, whose model is there, too."""
     return ActivationCache.open(kept(), device="cpu")
-
-
-def kept() -> Path:
-    return next(Path("kept/activations").iterdir())
 
 
 def tensor(x: Any = X, **options: Any) -> Any:
@@ -306,195 +286,3 @@ FUNCTIONS: list[Row] = [
     ("is no folder's name", lambda: sb.push_to_hub("relu", "a/b", path_in_repo="../x")),
     ("unknown format 'onnx'", lambda: sb.push_to_hub("relu", "a/b", format="onnx")),
 ]
-
-RUN = "run letters.py --device cpu"
-CACHE = "cache --model model --text text.jsonl --context 24 --device cpu"
-NOISE = "noise jump --cache KEPT --out new --device cpu --batch-size 8 --memory 2"
-EVALUATE = "evaluate relu --cache KEPT --device cpu --lm-tokens 0"
-COMMANDS: list[tuple[str, str]] = [
-    ("unknown ablation 'no-such'", "run no-such"),
-    ("unknown ablation 'text.jsonl'", "run text.jsonl"),
-    ("d_sae must be a positive integer, got -3", f"{RUN} --d-sae -3"),
-    ("invalid int value: '1e5'", f"{RUN} --tokens 1e5"),
-    ("must not be negative, got -60.0", f"{RUN} --checkpoint-minutes -1"),
-    ("must not be negative, got nan", f"{RUN} --checkpoint-minutes nan"),
-    ("invalid float value: 'ten'", f"{RUN} --checkpoint-minutes ten"),
-    ("exists and is not a run folder", f"{RUN} --out folder"),
-    ("exists and is not a run folder", f"{RUN} --out KEPT"),
-    ("exists and is not a run folder", f"{RUN} --out EMPTY"),
-    ("of another version", f"{RUN} --out version"),
-    ("damaged (not as it was written)", f"{RUN} --out wrong-types"),
-    ("nowhere: no such file or folder", f"{RUN} --released nowhere"),
-    ("no SAE in a known format", f"{RUN} --released folder"),
-    ("(relu) and 'released' (relu) are one SAE", f"{RUN} --released relu relu"),
-    ("nowhere.py: no such file", f"{RUN} --import nowhere.py"),
-    ("No module named 'no_such'", f"{RUN} --import no_such"),
-    ("unrecognized arguments: --set lr=3", f"{RUN} --set lr=3"),
-    ("model folder 'folder' has no config.json", f"{RUN} --model folder"),
-    ("text: '' is no file or folder", f"{RUN} --text EMPTY"),
-    ("nowhere: no such file or folder", f"{RUN} --dry-run --released nowhere"),
-    ("the width of activations must be positive, got 0", f"{RUN} --cost 0"),
-    ("unknown site ''", f"{CACHE} --site EMPTY"),
-    ("dtype 'int8' is unknown", f"{CACHE} --dtype int8"),
-    ("invalid int value: 'x'", f"{CACHE} --tokens x"),
-    ("GB are free on that disk", f"{CACHE} --site {SITE} --tokens 1000000000000000000"),
-    ("is neither a folder nor a .gguf file", "cache --model text.jsonl --text text.jsonl"),
-    ("nowhere: holds no run", "status nowhere"),
-    ("text.jsonl: holds no run", "status text.jsonl"),
-    ("of another version", "status version"),
-    ("damaged (not as it was written)", "status wrong-types"),
-    ("are required: run", "status"),
-    ("unknown ablation 'no-such'", "figures no-such"),
-    ("no tables of a finished run", "figures --folder text.jsonl"),
-    ("no column 'arm'", "figures --folder no-columns"),
-    ("no tables of a finished run", "figures letters.py --folder folder"),
-    ("no tables of a finished run", "publish letters.py --folder folder"),
-    ("no trainable thresholds", NOISE.replace("jump", "relu")),
-    ("no activation cache here", NOISE.replace("KEPT", "folder")),
-    ("text.jsonl: cannot be written", f"{NOISE} --out text.jsonl"),
-    ("batch_size must be positive", f"{NOISE} --batch-size -3"),
-    ("bandwidth must be positive, got nan", f"{NOISE} --bandwidth nan"),
-    ("steps must be at least 1", f"{NOISE} --memory 0"),
-    ("block even and positive", f"{NOISE} --block 3"),
-    ("must not be negative", f"{NOISE} --seed -1"),
-    ("invalid choice: 'onnx'", "convert relu new --to onnx"),
-    ("exists already", "convert relu jump --to saelens"),
-    ("cannot be written (Not a directory)", "convert relu text.jsonl/x --to saelens"),
-    ("a name in .npz means a file", "convert relu new.npz --to saelens"),
-    ("has no equal JumpReLU SAE", "convert topk new --to saelens --as gated"),
-    ("no SAE in a known format", "convert KEPT new --to saelens"),
-    ("an arm of a run; its SAE is", "convert ARM new --to saelens"),
-    ("no activation cache here", EVALUATE.replace("KEPT", "text.jsonl")),
-    ("narrow: reads activations of width 8", EVALUATE.replace("relu", "narrow")),
-    ("must end in .csv or .parquet", f"{EVALUATE} --out table.txt"),
-    ("text.jsonl: cannot be written", f"{EVALUATE} --out text.jsonl/t.csv"),
-    ("exists already", f"{EVALUATE} --out folder"),
-    ("lm_tokens must not be negative", f"{EVALUATE} --lm-tokens -1"),
-    ("is one side of a cache", EVALUATE.replace("KEPT", "KEPT/train")),
-    ("nowhere: no such file or folder", "upload nowhere a/b"),
-    ("'ab' is no repository's name", "upload relu ab"),
-    ("is no folder's name", "upload relu a/b --path ../x"),
-    ("no SAE in a known format", "upload folder a/b"),
-    ("give module:Name", "check nowhere"),
-    ("there is no 'Nope' in it", "check architectures:Nope"),
-    ("nothing that can be checked", "check torch:nn"),
-    ("unrecognized arguments: extra", "list extra"),
-    ("invalid choice: 'dance'", "dance"),
-]
-
-
-def prepare(desk: Path) -> None:
-    """A model, a text, an ablation and a finished run of it, SAEs, and some wrong things."""
-    furnish(desk)
-    (desk / "folder").mkdir()
-    (desk / "folder" / "x").write_text("precious")
-    saes = {
-        "relu": ReLUSAE(32, 8),
-        "narrow": ReLUSAE(8, 16),
-        "jump": JumpReLUSAE(32, 8),
-        "topk": TopKSAE(32, 8, activation=TopK(2)),
-    }
-    for name, sae in saes.items():
-        sae.save(desk / name)
-    assert main([*RUN.split(), "--out", "done"]) == 0
-    found = read_record(desk / "done" / "grid.json")
-    for name, wrong in {"version": {"version": 99}, "wrong-types": {"arms": [1, 2]}}.items():
-        shutil.copytree("done", name)
-        for file in ("grid.json", "grid.copy.json"):
-            write_record(desk / name / file, found | wrong)
-    shutil.copytree("done", "no-columns")
-    pd.DataFrame({"x": [1]}).to_parquet("no-columns/table.parquet")
-
-
-def arguments(line: str) -> list[str]:
-    places = {"KEPT": str(kept()), "ARM": str(next(Path("done/arms").iterdir())), "EMPTY": ""}
-    found = []
-    for word in line.split():
-        for name, place in places.items():
-            word = word.replace(name, place)
-        found.append(word)
-    return found
-
-
-@contextlib.contextmanager
-def limited(seconds: int) -> Iterator[None]:
-    """Ends what takes longer."""
-
-    def end(*_: object) -> None:
-        raise TimeoutError
-
-    signal.signal(signal.SIGALRM, end)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-
-
-def outcome(call: Callable[[], object]) -> dict[str, Any]:
-    """What a call ended with: the kind of the error and its text, or the exit code and what stands
-    on stderr without warnings; what it printed, and whether it trained."""
-    trained: list[int] = []
-    step, out, err = Trainee.step, io.StringIO(), io.StringIO()
-
-    def watched(*args: Any, **options: Any) -> Any:
-        trained.append(1)
-        return step(*args, **options)
-
-    Trainee.step = watched  # type: ignore[method-assign]
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        try:
-            with limited(60):
-                ended = f"returned {call()!r:.40}"
-            lines = err.getvalue().splitlines()
-            text = "\n".join(line for line in lines if not line.startswith("sae-bench: warning: "))
-        except SystemExit as error:  # argparse: its usage, and one line
-            ended, text = f"returned {error.code}", err.getvalue().splitlines()[-1]
-        except Exception as error:
-            ended, text = type(error).__name__, str(error)
-        finally:
-            Trainee.step = step  # type: ignore[method-assign]
-    return {"ended": ended, "text": text, "printed": out.getvalue(), "trained": len(trained)}
-
-
-def judged(words: str, refused: str, call: Callable[[], object]) -> str:
-    """What is wrong with how a call is refused; nothing if all is well."""
-    before = contents(Path())
-    found = outcome(call)
-    after: Mapping[str, bytes] = contents(Path())
-    faults = [
-        f"ended: {found['ended']}" * (found["ended"] != refused),
-        "more than one line" * ("\n" in found["text"]),
-        f"no words {words!r}" * (words not in found["text"]),
-        f"printed {found['printed']!r}" * bool(found["printed"]),
-        "trained" * bool(found["trained"]),
-        f"wrote {sorted(after.keys() - before.keys())}" * (after != before),
-    ]
-    if after != before:  # the next row begins as this one did
-        for name in after.keys() - before.keys():
-            Path(name).unlink()
-    faults = [fault for fault in faults if fault]
-    return "; ".join([*faults, found["text"][:300]]) if faults else ""
-
-
-def judge(desk: Path) -> list[str]:
-    """Of every row, in order; commands come last."""
-    os.chdir(desk)
-    os.environ["SAE_BENCH_CACHE"] = str(desk / "kept")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        prepare(desk)
-        LanguageModel.load("model", device="cpu")
-    functions = [judged(words, InputError.__name__, call) for words, call in FUNCTIONS]
-    return functions + [
-        judged(words, "returned 2", lambda line=line: main(arguments(line)))  # type: ignore[misc]
-        for words, line in COMMANDS
-    ]
-
-
-if __name__ == "__main__":
-    print(json.dumps(judge(Path(sys.argv[1]))))
