@@ -11,22 +11,26 @@ from matplotlib.figure import Figure
 
 from ablations._estimators import PULLS, look
 from ablations._matched import in_words
+from ablations._places import apart, by_place, over
 from ablations._threshold_noise import loglog, text
 from ablations._threshold_training import (
     FVU,
+    PLACES,
     WAYS,
     base_rate,
-    chosen,
     decided,
-    middle,
-    middle_coefficient,
-    replicates,
+    frontier,
+    rates_chosen,
     word,
 )
-from ablations._windows import EXPLAINED, SEEN
+from ablations._windows import EXPLAINED, FLOOR, SEEN
 from sae_bench import plots
-from sae_bench.contrasts import Interval, difference, matched
+from sae_bench.contrasts import Interval, matched
 
+REFERENCE = 0.02
+"""The bandwidth that others are held against."""
+COMMON = (24, 32, 48)
+"""Values of L0 over which means are taken, the same for all bandwidths."""
 AT = 32
 """L0 at which FVU is drawn."""
 KINDS = {pull: pull.removeprefix(", ") or "straight-through" for pull in PULLS}
@@ -50,21 +54,20 @@ def lined(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """log FVU at the places of L0 that two lines both reach, paired over seeds: columns way (how
-    rates were dealt with), against, bandwidth, places, mean, low, high, n. `against` is a kind,
-    for a bandwidth minus the middle one within it; or `EXACT` minus straight-through at equal
-    bandwidth, as "exact jump against straight-through".
+    """log FVU of a line minus another, mean over `COMMON`, paired over seeds: columns way (how
+    rates were dealt with), against, bandwidth, mean, low, high, n, and by_place in words. `against`
+    is a kind, for a bandwidth minus the reference within it; or `BETWEEN`, for exact jumps minus
+    straight-through at equal bandwidth.
 
     Args:
         table: what `lined` gives.
     """
     widths, there, found = sorted(set(table["bandwidth"])), set(table["line"]), []
-    reference = middle(widths)
     pairs = [
-        (kind, width, line_of(width, pull), line_of(reference, pull))
+        (kind, width, line_of(width, pull), line_of(REFERENCE, pull))
         for pull, kind in KINDS.items()
         for width in widths
-        if width != reference
+        if width != REFERENCE
     ]
     first, exact = KINDS
     pairs += [(BETWEEN, width, line_of(width, exact), line_of(width, first)) for width in widths]
@@ -72,10 +75,10 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         rows = rows_of(table)
         for against, width, of, to in pairs:
             if {of, to} <= there:
-                both = rows[rows["line"].isin((of, to))]
-                effect, places = difference(both, FVU, "line", of, to)
-                row = {"way": way, "against": against, "bandwidth": width, "places": len(places)}
-                found.append(row | vars(effect))
+                values = apart(rows, FVU, "line", of, to, PLACES)
+                row = {"way": way, "against": against, "bandwidth": width}
+                row |= {"by_place": by_place(values)}
+                found.append(row | vars(over(values, COMMON)))
     return pd.DataFrame(found)
 
 
@@ -90,11 +93,10 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
         seen: what `windows` gives; may be empty.
     """
     found = effects(table)
-    reference = middle(sorted(set(table["bandwidth"])))
     said = [
         f"Bandwidth of the rectangle, {table['seed'].nunique()} paired seeds (weights and data "
-        f"order). FVU at matched L0 against eps {reference:g}, 95% t-intervals over seeds (below "
-        "0: better), each over the places of L0 that both reach:"
+        f"order). FVU against eps {REFERENCE:g}, means over L0 {', '.join(map(str, COMMON))}, 95% "
+        f"t-intervals over seeds (below 0: better; up to {FLOOR:.1%} none):"
     ]
     if found.empty:
         return "\n".join([*said, "  there is nothing to compare: no answer."])
@@ -103,8 +105,10 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
         said += [_sentence(str(kind), rows) for kind, rows in parts.groupby("against", sort=False)]
     own = found[found["way"] == list(WAYS)[1]]
     for kind, rows in own.groupby("against", sort=False):
-        said.append(f"  So, each at its own rate, {kind}: {decided(_calls(rows))}.")
-    said.append(_rates(table))
+        said.append(f"  So, each at its own rate, {kind}: {decided(_calls(rows), FLOOR)}.")
+        said += [f"    eps {r.bandwidth:g}: {r.by_place}." for r in rows.itertuples() if r.by_place]
+    order = [line_of(width, pull) for pull in PULLS for width in sorted(set(table["bandwidth"]))]
+    said.append(rates_chosen(table, order))
     if len(seen):
         said.append(_behaviour(table, seen))
     return "\n".join(said)
@@ -116,35 +120,30 @@ def _calls(rows: pd.DataFrame) -> dict[str, Interval]:
 
 def _sentence(kind: str, rows: pd.DataFrame) -> str:
     shown = ", ".join(
-        f"{name} {in_words(each)} ({word(each)}, {places} places)"
-        for (name, each), places in zip(_calls(rows).items(), rows["places"], strict=True)
+        f"{name} {in_words(each)} ({word(each, FLOOR)})" for name, each in _calls(rows).items()
     )
     return f"    {kind}: {shown}."
 
 
-def _rates(table: pd.DataFrame) -> str:
-    picked = chosen(table).groupby("line", sort=False)["rate"]
-    shown = picked.agg(lambda rates: " or ".join(f"{rate:g}" for rate in sorted(set(rates))))
-    order = [line_of(w, pull) for pull in PULLS for w in sorted(set(table["bandwidth"]))]
-    parts = [f"{name} {shown[name]}" for name in order if name in shown.index]
-    return "  Threshold lr chosen, by the other seeds: " + "; ".join(parts) + "."
-
-
 def _centre(table: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds at the base rate and the middle coefficient: index pull and bandwidth."""
-    rows = replicates(table).merge(seen, on="arm")
-    rows = rows[np.isclose(rows["threshold_lr"], base_rate(table))]
-    rows = rows[np.isclose(rows["coefficient"], middle_coefficient(table))]
-    return rows.groupby(["pull", "bandwidth"])[["l0", "fvu", *SEEN]].mean()
+    """Means over seeds at the base rate and each line's middle coefficient: index pull and
+    bandwidth."""
+    rows = frontier(table).merge(seen, on="arm")
+    middle = rows.groupby("line")["coefficient"].transform("median")
+    rows = rows[np.isclose(rows["coefficient"], middle)]
+    return rows.groupby(["pull", "bandwidth"])[[*MEASURED, *SEEN]].mean()
+
+
+MEASURED = {"coefficient": "coefficient", "l0": "L0", "fvu": "FVU", "dead": "dead"}
+"""Columns of the run's table beside those of `windows`."""
 
 
 def _behaviour(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     means = _centre(table, seen)
     means.index = pd.Index([line_of(width, pull) for pull, width in means.index])
     return (
-        f"  At coefficient {middle_coefficient(table):g} and threshold lr {base_rate(table):g}, "
-        f"means over seeds ({EXPLAINED}):\n"
-        + text(means.rename(columns=SEEN | {"l0": "L0", "fvu": "FVU"}), 3)
+        f"  At each line's middle coefficient and threshold lr {base_rate(table):g}, means over "
+        f"seeds ({EXPLAINED}):\n" + text(means.rename(columns=MEASURED | SEEN), 3)
     )
 
 
@@ -176,9 +175,14 @@ def _at_line(table: pd.DataFrame, values: pd.Series, pull: str) -> pd.DataFrame:
 
 
 def travel_drawn(table: pd.DataFrame, seen: pd.DataFrame) -> Figure:
-    """Travel and share of thresholds that moved, against eps."""
-    drawn = {"travel": "median |log theta / start|", "moved": "moved a quarter window"}
-    return _beside(table, seen, drawn)
+    """Travel of thresholds, and how much of the windows lies below 0, against eps."""
+    drawn = {
+        "travel": "median |log theta / start|",
+        "below": "share of the window's samples below 0",
+    }
+    figure = _beside(table, seen, drawn)
+    figure.axes[1].set_yscale("linear")
+    return figure
 
 
 def counts_drawn(table: pd.DataFrame, seen: pd.DataFrame) -> Figure:

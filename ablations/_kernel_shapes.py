@@ -5,11 +5,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations._matched import in_words
+from ablations._places import apart, by_place, over
 from ablations._threshold_noise import text
-from ablations._threshold_training import FVU, decided, word
-from ablations._windows import EXPLAINED, SEEN, SHAPES
+from ablations._threshold_training import FVU, PLACES, decided, word
+from ablations._windows import EXPLAINED, FLOOR, SEEN, SHAPES
 from sae_bench import bands, plots
-from sae_bench.contrasts import Interval, difference, intervals
+from sae_bench.contrasts import Interval, intervals
 
 REFERENCE = "Rectangle"
 WAYS = {"equal eps": "bandwidth", "equal standard deviation": "deviation"}
@@ -23,8 +24,8 @@ def compared(table: pd.DataFrame, way: str) -> pd.DataFrame:
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """Every other shape minus the rectangle, log FVU at the places of L0 that both reach, paired
-    over seeds: columns way, contrast (the shape), places, mean, low, high, n. No rows without a
+    """Every other shape minus the rectangle, log FVU, mean over `PLACES` of L0, paired over seeds:
+    columns way, contrast (the shape), mean, low, high, n, and by_place in words. No rows without a
     rectangle.
 
     Args:
@@ -35,8 +36,9 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         rows = compared(table, way)
         for shape in SHAPES:
             if shape != REFERENCE and shape in set(rows["shape"]):
-                effect, places = difference(rows, FVU, "shape", shape, REFERENCE)
-                found.append({"way": way, "contrast": shape, "places": len(places)} | vars(effect))
+                found_apart = apart(rows, FVU, "shape", shape, REFERENCE, PLACES)
+                effect, places = over(found_apart, PLACES), by_place(found_apart)
+                found.append({"way": way, "contrast": shape, "by_place": places} | vars(effect))
     return pd.DataFrame(found)
 
 
@@ -49,8 +51,9 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     """
     found = effects(table)
     said = [
-        f"Kernel shape, {table['seed'].nunique()} paired seeds (weights and data order). FVU at "
-        "matched L0 against the rectangle, 95% t-intervals over seeds (below 0: better):"
+        f"Kernel shape, {table['seed'].nunique()} paired seeds (weights and data order). FVU "
+        f"against the rectangle, means over L0 {', '.join(map(str, PLACES))}, 95% t-intervals over "
+        f"seeds (below 0: better; up to {FLOOR:.1%} none):"
     ]
     if found.empty:
         return "\n".join([*said, "  the rectangle and another shape are not there: no answer."])
@@ -59,11 +62,12 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
         calls[way] = intervals(rows)
         shown = ", ".join(
             f"{r.contrast} {in_words(calls[way][r.contrast])} "
-            f"({word(calls[way][r.contrast])}, {r.places} places)"
+            f"({word(calls[way][r.contrast], FLOOR)})"
             for r in rows.itertuples()
         )
         said.append(f"  {way}: {shown}.")
-    said += [f"  So, at {way}: {decided(each)}." for way, each in calls.items()]
+        said += [f"    {r.contrast}: {r.by_place}." for r in rows.itertuples() if r.by_place]
+    said += [f"  So, at {way}: {decided(each, FLOOR)}." for way, each in calls.items()]
     said += _widths(calls)
     if len(seen):
         said.append(_behaviour(table, seen))
@@ -71,16 +75,21 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
 
 
 def _widths(calls: dict[str, dict[str, Interval]]) -> list[str]:
-    """How far the intervals reach, and what the one comparison says of the other."""
-    bounds = [bound for each in calls.values() for i in each.values() for bound in (i.low, i.high)]
-    said = []
-    if np.isfinite(bounds).all():
-        reach = np.expm1(np.abs(bounds).max())
-        said.append(f"  Effects of shape beyond {reach:.1%} lie outside all of these intervals.")
-    by_eps, by_deviation = ({word(i) for i in calls.get(way, {}).values()} for way in WAYS)
-    if by_eps & {"better", "worse"} and by_deviation == {"undecided"}:
-        said.append("  What is seen at equal eps may be width alone: at equal width it is not.")
-    return said
+    """How far the intervals reach at equal eps, where shapes differ in width, too, and at equal
+    width."""
+    reach = {
+        way: float(np.max(np.abs([(each.low, each.high) for each in calls[way].values()])))
+        for way in WAYS
+        if calls.get(way)
+    }
+    if len(reach) < len(WAYS) or not np.isfinite(list(reach.values())).all():
+        return []
+    with_width, shape = np.expm1(list(reach.values()))
+    said = (
+        f"  All intervals lie within {shape:.1%} at equal standard deviation, which is the bound "
+        f"on shape alone, and within {with_width:.1%} at equal eps"
+    )
+    return [said + (": most of that is width." if shape < with_width / 2 else ".")]
 
 
 def _behaviour(table: pd.DataFrame, seen: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ so that no seed chooses for itself, and the frontier is moved by that rate's gai
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -62,9 +62,9 @@ def theta_of(finished: Finished, arm: str) -> Float[np.ndarray, " latents"]:
     return theta.detach().double().numpy() / finished.cache.scale
 
 
-def moved(theta: Float[np.ndarray, " latents"], start: float, share: float = MOVED) -> float:
-    """Share of thresholds with |theta - start| / start > `share`."""
-    return float((np.abs(theta / start - 1) > share).mean())
+def moved(theta: Float[np.ndarray, " latents"], start: float) -> float:
+    """Share of thresholds with |theta - start| / start > `MOVED`."""
+    return float((np.abs(theta / start - 1) > MOVED).mean())
 
 
 def spread(
@@ -189,31 +189,40 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 # -- words ----------------------------------------------------------------------------------------
 
 
-def word(effect: Interval) -> str:
-    """What an interval of an effect on log FVU decides."""
+def word(effect: Interval, floor: float = 0.0) -> str:
+    """What an interval of an effect on log FVU decides.
+
+    Args:
+        floor: size up to which an effect is none: if all of the interval is within it, there is no
+            difference, and a mean within it decides nothing.
+    """
     if not math.isfinite(effect.half_width):
         return "unmeasured"
-    if not effect.excludes_zero:
+    if -floor < effect.low and effect.high < floor:
+        return "equal"
+    if not effect.excludes_zero or abs(effect.mean) < floor:
         return "undecided"
     return "better" if effect.mean < 0 else "worse"
 
 
-def decided(calls: Mapping[str, Interval]) -> str:
+def decided(calls: Mapping[str, Interval], floor: float = 0.0) -> str:
     """Effects on log FVU by what their intervals decide, in a sentence without its end.
 
     Args:
         calls: by the names of what has the effect; at least one.
+        floor: see `word`.
     """
     words = {
         "better": "FVU at matched L0 is lower with",
         "worse": "FVU at matched L0 is higher with",
-        "undecided": "the data do not decide (the interval holds 0) for",
+        "equal": f"FVU at matched L0 differs by less than {floor:.1%} (all of the interval) with",
+        "undecided": "the data do not decide for",
         "unmeasured": "there is no interval (no common range of L0, or a single seed) for",
     }
     parts = [
-        f"{said} " + ", ".join(name for name, each in calls.items() if word(each) == call)
+        f"{said} " + ", ".join(name for name, each in calls.items() if word(each, floor) == call)
         for call, said in words.items()
-        if call in map(word, calls.values())
+        if call in {word(each, floor) for each in calls.values()}
     ]
     return "; ".join(parts)
 
@@ -234,7 +243,7 @@ def described(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
         return "\n".join([*said, "  the lines that are compared are not all there: no answer."])
     for way, rows in found.groupby("way", sort=False):
         said += [f"  {way}:", *(_sentence(*each) for each in rows.groupby("state", sort=False))]
-    said.append(_rates(table))
+    said.append(rates_chosen(table, LINES))
     if "thresholds" in further:
         said.append(_behaviour(table, further))
     return "\n".join([*said, concluded(found)])
@@ -268,13 +277,26 @@ def concluded(found: pd.DataFrame) -> str:
     )
 
 
-def _rates(table: pd.DataFrame) -> str:
+def rates_chosen(table: pd.DataFrame, lines: Iterable[str]) -> str:
+    """The rates of the thresholds that were chosen, and whether they lie at an end of the range.
+
+    Args:
+        table: what `trained` gives.
+        lines: in this order, those that are there.
+    """
     picked = chosen(table).groupby("line")["rate"].agg(lambda rates: sorted(set(rates)))
-    shown = [f"{name} {' or '.join(f'{r:g}' for r in picked[name])}" for name in _known(picked)]
+    known = [name for name in lines if name in picked.index]
+    shown = [f"{name} {' or '.join(f'{r:g}' for r in picked[name])}" for name in known]
     said = "  Threshold lr chosen, by the other seeds: " + "; ".join(shown) + "."
-    lowest = table["threshold_lr"].min()
-    if all(np.isclose(rates, lowest).all() for rates in picked):
-        said += " All chose the lowest that was tried; lower ones may be better still."
+    tried = table["threshold_lr"]
+    for end, rate, further in (
+        ("lowest", tried.min(), "lower"),
+        ("highest", tried.max(), "higher"),
+    ):
+        at_end = [name for name in known if np.isclose(picked[name], rate).all()]
+        if at_end and tried.nunique() > 1:
+            names = "All" if len(at_end) == len(known) else ", ".join(at_end)
+            said += f" {names} chose the {end} that was tried; {further} ones may be better still."
     every = gains(table)
     if outside := [f"{rate:g}" for rate in every if every[rate].isna().all()]:
         said += f" No arm at {', '.join(outside)} has an L0 inside its line's range."
@@ -285,9 +307,9 @@ def diverged(table: pd.DataFrame) -> str:
     """Which arms diverged, by line and rate.
 
     Args:
-        table: of the run, failed arms included.
+        table: of the run, failed arms included, with the names of their lines.
     """
-    rows = table.assign(line=line(table["kernel"]), failed=table["status"] == "failed")
+    rows = table.assign(failed=table["status"] == "failed")
     counts = rows.groupby(["line", "threshold_lr"], sort=False)["failed"].agg(["sum", "size"])
     shown = [
         f"{name} {failed} of {size} arms at threshold lr {rate:g}"

@@ -51,7 +51,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations import _threshold_noise, _threshold_training
-from ablations._estimators import STEPS, lines, panel
+from ablations._estimators import STEPS, line, lines, panel
 from ablations._threshold_training import (
     TARGET,
     cells,
@@ -244,7 +244,8 @@ def answer(results: Results) -> str:
         said.append(_threshold_noise.described(found))
     if len(table := trained(_training(results))):
         said.append(_threshold_training.described(table, results.further))
-        said.append(_threshold_training.diverged(_training(results)))
+        every = _training(results)
+        said.append(_threshold_training.diverged(every.assign(line=line(every["kernel"]))))
     return "\n".join(said)
 
 

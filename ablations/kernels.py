@@ -8,50 +8,61 @@ standard deviation eps sqrt(mu2) of the window. At equal eps the Gaussian's wind
 times as wide as the rectangle's.
 
 (ii) `bandwidth`: the rectangle with eps = 0.02 times 10^(-1.5), ..., 10^1.5 in steps of 10^0.5,
-straight-through and with exact jumps. The bias of straight-through coefficients is of first order
-in eps, that of exact jumps of second; the noise of both falls as eps grows.
+straight-through and with exact jumps. While eps is small beside theta, the bias of straight-through
+coefficients is of first order in eps, that of exact jumps of second; the noise of both falls as eps
+grows. Below theta/eps = 0.5 the window reaches past 0, where pre-activations are not rectified, and
+the estimate is no longer one of a density at the threshold: from eps = 0.063 on throughout.
 
 Stated before the run:
-- Outcome: log FVU at L0 = 16, 24, 32, 48, 64, 96, those that all seeds of the two that are compared
-  reach; monotone interpolation in log L0, nothing extrapolated: an eps whose curve has no place in
-  common with that of 0.02 has no answer. Shapes are held against the rectangle of equal eps or
-  equal deviation, bandwidths against 0.02, exact jumps against straight-through at equal eps.
-- Something is better or worse if the 95% t-interval over paired seeds excludes 0. Intervals are not
-  corrected for their number. Seeds draw weights and data order.
+- Outcome: log FVU at L0 = 16, 24, 32, 48, 64, 96 (`shapes`, means over all six) and at 24, 32, 48
+  (`bandwidth`: the same for all that reach them, as effects change with L0), beside it place by
+  place; monotone interpolation in log L0, nothing extrapolated. Shapes are held against the
+  rectangle of equal eps or equal deviation, bandwidths against 0.02, exact jumps against
+  straight-through at equal eps.
+- Something is better or worse if the 95% t-interval over paired seeds excludes 0 and the mean is
+  beyond 0.5%; if all of the interval is within 0.5%, there is no difference. Interpolation errs by
+  a few tenths of a percent, which intervals do not hold; they are not corrected for their number.
+  Seeds draw weights and data order. A line and seed that lacks an arm is left out.
 - Beside it (table `windows`): how far thresholds travelled, and how many samples of a batch lie in
   a latent's window, on held-out activations (`_windows`).
 - Fairness: rates and the thresholds' start are those that were tuned for the rectangle with eps =
   0.02 (`ablations/factorial.py`): no shape has a tuning of its own, so a shape that loses at equal
-  eps has lost at the rectangle's rates. In `bandwidth` each eps, straight-through and exact jump,
-  has three learning rates of the thresholds, 0.03, 0.1 and 0.3, and the one that it is compared at
-  is chosen for each seed by the other seeds, at equal L0 of the middle coefficient
-  (`_threshold_training`); the learning rate of the weights (8e-3) and the start (0.04) are the same
-  for all. Where no other rate lies inside the range of the base rate's curve, 0.1 remains.
+  eps has lost at the rectangle's rates. In `bandwidth` each line has three learning rates of the
+  thresholds, 0.01, 0.03 and 0.1, and the one that it is compared at is chosen for each seed by the
+  other seeds, at equal L0 of its middle coefficient (`_threshold_training`); the gain of that rate
+  at that L0 moves the whole curve. The learning rate of the weights (8e-3) and the start (0.04) are
+  the same for all. Where no other rate lies inside the range of the base rate's curve, the base
+  rate remains. At this budget thresholds stay near their start, and so does what eps can do.
+- Coefficients of the wide windows, and the base rate, were chosen from 24 arms of seed 0 (120k
+  tokens), in which exact jumps at eps = 0.2 and 0.63 ran away (88 to 98% of latents dead, L0 below
+  4 at any coefficient), and straight-through at 0.63 stayed below L0 6: 0.2 is run with exact jumps
+  to show it with seeds, 0.63 straight-through alone; no answer at matched L0 is expected of either.
 
 Scale of `study`: SmolLM2-135M after layer 9, the activations of the factorial, 1,152 latents,
-batches of 512, FVU alone. Shapes: 7 kernels, 4 coefficients, 3 seeds: 84 arms of 400k tokens, about
-35 minutes on two cores. Bandwidth: 7 x 2 lines, 5 arms each (3 coefficients, 2 further rates), 3
-seeds: 210 arms of 120k tokens, the budget of `ablations/kde_state.py`, about 30 minutes, more if
-the widest windows, which hold nearly every sample, cost exact jumps much; half a second an arm for
-`windows`. Estimated from arms of the factorial, not measured.
+batches of 512, FVU alone. Shapes: 7 kernels, 5 coefficients, 3 seeds: 105 arms of 400k tokens.
+Bandwidth: 13 lines, 7 arms each (5 coefficients, 2 further rates), 3 seeds: 273 arms of 120k
+tokens, the budget of `ablations/kde_state.py`. About 40 minutes each on two cores, estimated from
+arms of the factorial; half a second an arm for `windows`.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations import _bandwidths, _kernel_shapes
-from ablations._estimators import PULLS
 from ablations._lines import TUNED
-from ablations._threshold_training import cells
+from ablations._threshold_training import base_rate, cells, diverged
 from ablations._windows import SHAPES, named, windows
 from ablations.factorial import STUDY as FACTORIAL
 from architectures import JumpReLUSAE
 from sae_bench.ablation import Finished, Preset
 from sae_bench.activations import JumpReLU, LogThreshold
 from sae_bench.arm import Arm
-from sae_bench.estimators import BatchKDE
+from sae_bench.components import Component
+from sae_bench.estimator import Coefficient
+from sae_bench.estimators import BatchKDE, ExactJump, StraightThrough
 from sae_bench.kernels import Kernel, Rectangle
 from sae_bench.penalties import L0
 from sae_bench.recipe import Recipe
@@ -68,15 +79,47 @@ SHAPE, BANDWIDTH = "shapes", "bandwidth"
 
 
 @dataclass(frozen=True)
+class Sweep(Component):
+    """A line of `bandwidth`.
+
+    Args:
+        bandwidth: of the rectangle.
+        coefficients: of L0, at the base rate; the middle one also at the other rates.
+        pull: of the samples in the window.
+    """
+
+    bandwidth: float
+    coefficients: tuple[float, ...] = (7.5e-5, 1.7e-4, 3.7e-4, 7.7e-4, 1.6e-3)
+    pull: Coefficient = StraightThrough()
+
+    @property
+    def estimator(self) -> BatchKDE:
+        """The batch estimate with this window."""
+        return BatchKDE(Rectangle(self.bandwidth), coefficient=self.pull)
+
+
+NARROW = (6.3e-4, 2e-3, 6.3e-3, REFERENCE.bandwidth)
+"""Bandwidths at most half the thresholds' start, whose L0 hangs on the coefficient alike."""
+WIDE = (1e-6, 8e-6, 3e-5, 1e-4, 2.5e-4)
+SWEPT = (
+    *(Sweep(eps) for eps in NARROW),
+    Sweep(6.3e-2, (1.5e-5, 6e-5, 2e-4, 6e-4, 1.6e-3)),
+    Sweep(0.2, WIDE),
+    Sweep(0.63, WIDE),
+    *(Sweep(eps, pull=ExactJump()) for eps in NARROW),
+    Sweep(6.3e-2, (6e-5, 1.5e-4, 3e-4, 6e-4, 1.2e-3), ExactJump()),
+    Sweep(0.2, WIDE, ExactJump()),
+)
+
+
+@dataclass(frozen=True)
 class Kernels(Preset):
     """A preset whose recipe is that of `shapes`.
 
     Args:
         kernels: of `shapes`; the first is the rectangle.
         coefficients: of L0, in `shapes`.
-        bandwidths: of `bandwidth`, ascending; the middle one is what the others are held against.
-        swept: coefficients of L0 in `bandwidth`, at the base rate; the middle one also at the
-            others.
+        swept: lines of `bandwidth`.
         rates: learning rates of the thresholds in `bandwidth`; the middle one is the base.
         share: of the recipe's tokens that the arms of `bandwidth` have.
         seeds: paired; each draws the weights and the order of the data.
@@ -84,17 +127,16 @@ class Kernels(Preset):
     """
 
     kernels: tuple[Kernel, ...] = (*EQUAL_EPS, *EQUAL_DEVIATION[1:])
-    coefficients: tuple[float, ...] = (1.2e-4, 2.4e-4, 5e-4, 1.1e-3)
-    bandwidths: tuple[float, ...] = (6.3e-4, 2e-3, 6.3e-3, 2e-2, 6.3e-2, 0.2, 0.63)
-    swept: tuple[float, ...] = (1.6e-4, 4.5e-4, 1.3e-3)
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    coefficients: tuple[float, ...] = (7e-5, 1.5e-4, 3e-4, 6e-4, 1.15e-3)
+    swept: tuple[Sweep, ...] = SWEPT
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1)
     share: float = 0.3
     seeds: tuple[int, ...] = (0, 1, 2)
     start: float = DEFAULT.start
 
     def parts(self) -> dict[str, Preset]:
         """Shapes, and bandwidths."""
-        return {SHAPE: self.replace(bandwidths=()), BANDWIDTH: self.replace(kernels=())}
+        return {SHAPE: self.replace(swept=()), BANDWIDTH: self.replace(kernels=())}
 
 
 STUDY = Kernels(
@@ -106,8 +148,8 @@ PRESETS = {"study": STUDY}
 
 
 def arms(preset: Kernels) -> list[Arm]:
-    """Every kernel over coefficients and seeds; every bandwidth, straight-through and with exact
-    jumps, over coefficients, rates and seeds."""
+    """Every kernel over coefficients and seeds; every line of bandwidths over coefficients, rates
+    and seeds."""
     activation = JumpReLU(LogThreshold(preset.start))
 
     def trained(estimator: BatchKDE, coefficient: float, recipe: Recipe) -> list[Arm]:
@@ -122,11 +164,9 @@ def arms(preset: Kernels) -> list[Arm]:
         for coefficient in preset.coefficients:
             made += trained(BatchKDE(kernel), coefficient, preset.recipe)
     short = preset.recipe.stretched(preset.share)
-    for width in preset.bandwidths:
-        for pull in PULLS.values():
-            for coefficient, rate in cells(preset.swept, preset.rates):
-                estimator = BatchKDE(Rectangle(width), coefficient=pull.coefficient)
-                made += trained(estimator, coefficient, short.replace(threshold_lr=rate))
+    for sweep in preset.swept:
+        for coefficient, rate in cells(sweep.coefficients, preset.rates):
+            made += trained(sweep.estimator, coefficient, short.replace(threshold_lr=rate))
     return made
 
 
@@ -143,8 +183,15 @@ FURTHER = {"windows": seen}
 
 
 def _part(results: Results, name: str) -> pd.DataFrame:
-    """The measured rows of a part."""
-    return named(results.table[results.table["part"] == name])
+    """The measured rows of a part, of those estimators and seeds that lack none at the base
+    rate."""
+    rows = named(results.table[results.table["part"] == name])
+    if rows.empty:
+        return rows
+    at_base = np.isclose(rows["threshold_lr"], base_rate(rows))
+    there = rows[at_base].groupby(["kernel", "seed"]).size()
+    whole = there.index[there == there.max()]
+    return rows[pd.MultiIndex.from_frame(rows[["kernel", "seed"]]).isin(whole)]
 
 
 def answer(results: Results) -> str:
@@ -155,6 +202,7 @@ def answer(results: Results) -> str:
         said.append(_kernel_shapes.described(table, counted))
     if len(table := _part(results, BANDWIDTH)):
         said.append(_bandwidths.described(_bandwidths.lined(table), counted))
+    said.append(diverged(results.table.assign(line=results.table["kernel"])))
     said.append(
         "Not decided: rates tuned for each shape, other starts of the thresholds, Adam without "
         "momentum as in the paper, longer training, other widths and models."

@@ -98,7 +98,7 @@ def test_diverged_arms_are_counted() -> None:
         ("MomentumKDE(Rectangle(0.02))", 0.3, "failed"),
     ]
     table = pd.DataFrame(rows * 2, columns=["kernel", "threshold_lr", "status"])
-    said = _threshold_training.diverged(table)
+    said = _threshold_training.diverged(table.assign(line=line(table["kernel"])))
     assert said == "  Diverged: momentum 2 of 2 arms at threshold lr 0.3."
 
 
