@@ -15,7 +15,6 @@ from ablations._places import apart, by_place, over
 from ablations._threshold_noise import loglog, text
 from ablations._threshold_training import (
     FVU,
-    PLACES,
     WAYS,
     base_rate,
     decided,
@@ -75,7 +74,7 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         rows = rows_of(table)
         for against, width, of, to in pairs:
             if {of, to} <= there:
-                values = apart(rows, FVU, "line", of, to, PLACES)
+                values = apart(rows, FVU, "line", of, to)
                 row = {"way": way, "against": against, "bandwidth": width}
                 row |= {"by_place": by_place(values)}
                 found.append(row | vars(over(values, COMMON)))

@@ -1,12 +1,12 @@
 """Where the bridges lie beside the cells of the factorial: its two ends, and JumpReLU + L1."""
 
-import math
 from collections.abc import Iterable
 
 import pandas as pd
 
+from ablations._places import apart, by_place, over, reached
 from ablations._squares import saying
-from sae_bench.contrasts import Outcome, matched, t_interval
+from sae_bench.contrasts import Outcome
 
 BESIDE = ("ReLU + L1", "JumpReLU + L0 (theta)", "JumpReLU + L1 (input)")
 """The cells that bridges are held against."""
@@ -34,9 +34,8 @@ def beside_cells(
 
 
 def _over(table: pd.DataFrame, bridge: str, other: str, outcome: Outcome) -> str:
-    places = outcome.places(table, "cell", (bridge, other))
-    values = matched(table, outcome.x, outcome.y, places, "cell")
-    apart, say = values.loc[bridge] - values.loc[other], saying(outcome)
-    found = [f"L0 {math.exp(x):.0f} {say(t_interval(apart[x].to_numpy(float)))}" for x in places]
-    found.append(f"mean {say(t_interval(apart.mean(axis=1).to_numpy(float)))}")
-    return f"  {bridge} over {other}, {outcome.name}: {', '.join(found)}." if places else ""
+    found, say = apart(table, outcome, "cell", bridge, other), saying(outcome)
+    if not (places := reached(found)):
+        return ""
+    mean = say(over(found, places))
+    return f"  {bridge} over {other}, {outcome.name}: {by_place(found, say)}, mean {mean}."

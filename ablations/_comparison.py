@@ -4,136 +4,163 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ablations._compute import PLACES, at_compute, common_places, sentences
 from ablations._lines import prepared
-from ablations._matching import shares
-from sae_bench import bands, plots
-from sae_bench.contrasts import common_range, interpolate, matched, t_interval
+from ablations._matching import AT, EVERY, RANDOM, TOKENS, shares
+from ablations._places import apart, by_place, over, reached
+from ablations._squares import saying
+from sae_bench import plots
+from sae_bench.contrasts import Outcome, Square
+from sae_bench.results import Results
 
-PLACES = (16, 32, 64)
-"""Values of L0 at which architectures are compared."""
 COMPARED_TO = "ReLU"
+PAIRS = (("JumpReLU", "Gated"), ("JumpReLU", "BatchTopK"), ("BatchTopK", "TopK"))
+"""Compared with each other, besides."""
+LOGS = tuple(float(x) for x in np.log(PLACES))
+FVU = Outcome("log_fvu", "log_l0", "FVU", LOGS)
+LOSS = Outcome("log_delta_lm_loss", "log_l0", "delta LM loss", LOGS)
+SHARE = Outcome("l0_share_above_10pct", "log_l0", "share of L0 in latents above 10%", LOGS)
+OUTCOMES = (FVU, LOSS, SHARE)
 
 
-def _at(table: pd.DataFrame, y: str) -> tuple[pd.DataFrame, list[int]]:
-    """Mean of y over those places that all curves reach, for each architecture and seed."""
-    lines = list(table["architecture"].unique())
-    low, high = common_range(table, "log_l0", y, "architecture", lines)
-    places = [place for place in PLACES if low <= np.log(place) <= high]
-    values = matched(table, "log_l0", y, [float(np.log(p)) for p in places], "architecture")
-    return values.mean(axis=1).unstack("architecture"), places
+def full_budget(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the largest budget."""
+    return table[table["train_tokens"] == table["train_tokens"].max()]
 
 
-def at_compute(table: pd.DataFrame) -> pd.DataFrame:
-    """log FVU at the places for each architecture, seed and budget, beside log seconds: the mean
-    over its arms of the time in their own steps. Columns architecture, seed, log_seconds, log_fvu.
+def squares(table: pd.DataFrame) -> dict[str, Square]:
+    """Of each architecture a square whose contrast A is that architecture minus `COMPARED_TO`.
 
     Args:
         table: what `prepared` gives.
     """
-    rows = []
-    for budget, part in table.groupby("train_tokens"):
-        seconds = np.log(part.groupby(["architecture", "seed"])["seconds"].mean())
-        fvu, _ = _at(part, "log_fvu")
-        for (architecture, seed), time in seconds.items():
-            rows.append((architecture, seed, budget, time, fvu.loc[seed, architecture]))
-    columns = ["architecture", "seed", "train_tokens", "log_seconds", "log_fvu"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _at_equal_seconds(spent: pd.DataFrame) -> tuple[pd.DataFrame, float]:
-    """log FVU of each architecture and seed at the most seconds that all have spent."""
-    most = spent.groupby(["architecture", "seed"])["log_seconds"].max().min()
-    found = {
-        key: interpolate(
-            part["log_seconds"].to_numpy(), part["log_fvu"].to_numpy(), np.array([most])
-        )[0]
-        for key, part in spent.groupby(["architecture", "seed"])
+    cells = table.groupby("architecture", sort=False)["cell"].first()
+    to = cells.get(COMPARED_TO)
+    return {
+        str(name): Square(to, cell, to, cell)
+        for name, cell in cells.items()
+        if to is not None and cell != to
     }
-    index = pd.MultiIndex.from_tuples(list(found), names=["architecture", "seed"])
-    return pd.Series(list(found.values()), index).unstack("architecture"), float(np.exp(most))
 
 
-def _differences(values: pd.DataFrame) -> str:
-    apart = values.drop(columns=COMPARED_TO).sub(values[COMPARED_TO], axis=0)
-    order = apart.mean().sort_values().index
-    return ", ".join(f"{name} {t_interval(apart[name].to_numpy()).percent()}" for name in order)
-
-
-OUTCOMES = (("log_fvu", "FVU"), ("log_delta_lm_loss", "delta LM loss"))
-
-
-def verdict(table: pd.DataFrame, found: pd.DataFrame) -> str:
-    """Architectures against ReLU + L1, best first: paired over seeds with 95% t-intervals; of one
-    seed differences alone, and no verdict.
-
-    Args:
-        table: of the run.
-        found: what `matches` gives; may be empty.
-    """
-    table = prepared(table)
-    full = table[table["train_tokens"] == table["train_tokens"].max()]
+def verdict(results: Results) -> str:
+    """Architectures against ReLU + L1, place by place and in the mean: paired over seeds with 95%
+    t-intervals; then at equal compute, and latents that match. Of one seed differences alone."""
+    table, further = prepared(results.table), results.further
+    full = full_budget(table)
     if table["seed"].nunique() < 2:
         return _of_one_seed(full)
-    said = [f"Architectures against {COMPARED_TO} + L1, means over places, paired over seeds:"]
-    for y, name in OUTCOMES:
-        values, places = _at(full, y)
-        if places:
-            shown = ", ".join(map(str, places))
-            said.append(f"  {name} at L0 {shown}, equal tokens: {_differences(values)}.")
-    if table["train_tokens"].nunique() > 1:
-        values, seconds = _at_equal_seconds(at_compute(table))
-        said.append(f"  FVU at {seconds:.0f} s of training each: {_differences(values)}.")
-    if not found.empty:
-        same = shares(found)
-        own = ", ".join(f"{name} {same.loc[name, name]:.0%}" for name in same.index)
+    said = [
+        f"Architectures against {COMPARED_TO} + L1, {table['seed'].nunique()} paired seeds, 95% "
+        "t-intervals (the order of a list is that of its means, and is not tested):"
+    ]
+    for outcome in OUTCOMES:
+        said += [f"  {outcome.name}, equal tokens:", *_against(full, outcome)]
+    if len(found := further.get("documents", pd.DataFrame())):
+        said += _of_documents(found)
+    if table["train_tokens"].nunique() > 1 and (places := common_places(table)):
+        where = ", ".join(map(str, places))
         said.append(
-            "  Latents with a decoder direction of cosine above 0.7 in another seed of the same "
-            f"architecture: {own}; among random directions {same['random'].max():.0%}."
+            f"  FVU, mean over L0 {where}, at the most compute that an architecture and "
+            f"{COMPARED_TO} have both spent:"
         )
+        said += sentences(at_compute(table, further.get("products", pd.DataFrame())), COMPARED_TO)
+    if len(found := further.get("matches", pd.DataFrame())):
+        said += _of_latents(found)
     return "\n".join(said)
+
+
+def _against(full: pd.DataFrame, outcome: Outcome) -> list[str]:
+    say, names = saying(outcome), list(full["architecture"].unique())
+    pairs = [(name, COMPARED_TO) for name in names if name != COMPARED_TO]
+    found = {pair: apart(full, outcome, "architecture", *pair) for pair in pairs}
+    found = dict(sorted(found.items(), key=lambda item: over(item[1], reached(item[1])).mean))
+    further = [pair for pair in PAIRS if set(pair) <= set(names)]
+    found |= {pair: apart(full, outcome, "architecture", *pair) for pair in further}
+    said = []
+    for (of, to), each in found.items():
+        name = of if to == COMPARED_TO else f"{of} over {to}"
+        if places := reached(each):
+            mean = f", mean {say(over(each, places))}" if len(places) > 1 else ""
+            said.append(f"    {name}: {by_place(each, say)}{mean}.")
+        else:
+            said.append(f"    {name}: no common range of L0.")
+    return said
+
+
+def _of_documents(found: pd.DataFrame) -> list[str]:
+    rows = found[found["contrast"] == "A"]
+    said = []
+    for name, part in rows.groupby("outcome", sort=False):
+        shown = ", ".join(
+            f"{r.way} {np.expm1(r.mean):+.0%} [{np.expm1(r.low):+.0%}, {np.expm1(r.high):+.0%}]"
+            for r in part.itertuples()
+        )
+        said.append(f"    {name}: {shown}.")
+    return [
+        "  Noise of the text, which those intervals do not hold: means over places of one seed, "
+        f"95% over {rows['documents'].iloc[0]} documents drawn anew:",
+        *said,
+    ]
+
+
+def _of_latents(found: pd.DataFrame) -> list[str]:
+    said = ["  Latents whose decoder directions match mutually (cosine above 0.7) in another seed:"]
+    for l0 in AT:
+        same = shares(found, l0)
+        own = ", ".join(_own(found[found["at"] == l0], str(name)) for name in same.index)
+        said.append(f"    arms nearest to L0 {l0}: {own}.")
+        every, tokens = (_range(same[column]) for column in (EVERY, TOKENS))
+        said.append(
+            f"      in every arm of the other seeds {every}; among centred activations of as many "
+            f"random tokens {tokens}; among random directions at most {same[RANDOM].max():.0%}."
+        )
+    return said
+
+
+def _range(values: "pd.Series[float]") -> str:
+    low, high = values.agg(["idxmin", "idxmax"])
+    return f"{values[low]:.1%} ({low}) to {values[high]:.1%} ({high})"
+
+
+def _own(found: pd.DataFrame, name: str) -> str:
+    """An architecture beside itself: mean and range over ordered pairs, its L0."""
+    rows = found[(found["architecture"] == name) & (found["to_architecture"] == name)]
+    low, mean, high = rows["mutual_0.7"].agg(["min", "mean", "max"])
+    return f"{name} (L0 {rows['l0'].mean():.0f}) {mean:.0%} ({low:.0%} to {high:.0%})"
 
 
 def _of_one_seed(table: pd.DataFrame) -> str:
     said = [f"Architectures against {COMPARED_TO} + L1, one seed: no intervals, so no verdict."]
-    for y, name in OUTCOMES:
-        values, places = _at(table, y)
-        if places and COMPARED_TO in values:
-            apart = (values.iloc[0] - values[COMPARED_TO].iloc[0]).drop(COMPARED_TO)
-            shown = ", ".join(f"{key} {x:+.0%}" for key, x in np.expm1(apart.sort_values()).items())
-            said.append(f"  {name}, mean over L0 {', '.join(map(str, places))}: {shown}.")
+    names = [name for name in table["architecture"].unique() if name != COMPARED_TO]
+    if COMPARED_TO not in set(table["architecture"]):
+        return said[0]
+    for outcome in OUTCOMES[:2]:
+        for name in names:
+            if shown := by_place(apart(table, outcome, "architecture", name, COMPARED_TO)):
+                said.append(f"  {outcome.name}, {name}: {shown}.")
     return "\n".join(said)
 
 
-def against_compute(spent: pd.DataFrame) -> Figure:
-    """FVU at the places against seconds of an arm's own steps, a curve an architecture.
+def matching(found: pd.DataFrame, l0: int = 32) -> Figure:
+    """Share of latents of the row's architecture that the column's has, at another seed, in the
+    arms nearest to an L0.
 
     Args:
-        spent: what `at_compute` gives.
+        found: what `matches` gives.
+        l0: one of `AT`.
     """
-    drawn = plots.figure(4.6, 2.8)
+    same = shares(found, l0)
+    last = [name for name in (EVERY, TOKENS, RANDOM) if name in same]
+    same = same[[*same.columns.drop(last), *last]]
+    most = max(same.to_numpy().max(), 0.01)
+    drawn = plots.figure(5.2, 3.4)
     (axes,) = drawn.axes
-    means = spent.groupby(["architecture", "train_tokens"], sort=False)[
-        ["log_seconds", "log_fvu"]
-    ].mean()
-    for name, look in plots.looks(means.index.unique("architecture")).items():
-        x, y = np.exp(means.loc[name].to_numpy().T)
-        axes.plot(x, y, **look._asdict(), markersize=3, label=name)
-    axes.set(xscale="log", xlabel="seconds of training of an arm", ylabel="FVU at L0 16, 32, 64")
-    bands.logarithmic(axes)
-    bands.label_ends(axes)
-    return drawn
-
-
-def matching(found: pd.DataFrame) -> Figure:
-    """Share of latents of the row's architecture that the column's has, at another seed."""
-    same = shares(found)
-    drawn = plots.figure(4.6, 3.4)
-    (axes,) = drawn.axes
-    axes.imshow(same.to_numpy(), vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    axes.imshow(same.to_numpy(), vmin=0, vmax=most, cmap="cividis", aspect="auto")
     axes.set_xticks(range(len(same.columns)), list(same.columns), rotation=40, ha="right")
     axes.set_yticks(range(len(same.index)), list(same.index))
     for (row, column), share in np.ndenumerate(same.to_numpy()):
-        colour = "white" if share < 0.5 else "black"
+        colour = "white" if share < most / 2 else "black"
         axes.text(column, row, f"{share:.0%}", ha="center", va="center", color=colour, fontsize=6)
-    axes.set(xlabel="... found by", ylabel="latents of ...")
+    axes.set(xlabel="... found by", ylabel=f"latents of ..., L0 near {l0}")
     return drawn

@@ -36,7 +36,7 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         rows = compared(table, way)
         for shape in SHAPES:
             if shape != REFERENCE and shape in set(rows["shape"]):
-                found_apart = apart(rows, FVU, "shape", shape, REFERENCE, PLACES)
+                found_apart = apart(rows, FVU, "shape", shape, REFERENCE)
                 effect, places = over(found_apart, PLACES), by_place(found_apart)
                 found.append({"way": way, "contrast": shape, "by_place": places} | vars(effect))
     return pd.DataFrame(found)

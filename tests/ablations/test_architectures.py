@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ablations import _comparison, _matching, architectures
+from ablations import _comparison, _compute, _matching, architectures
 from sae_bench.ablation import Finished
 from sae_bench.results import Results
 from sae_bench.run import run
@@ -40,51 +40,144 @@ def test_seven_architectures_with_equal_settings() -> None:
     assert all(arm.ends_warm for arm in arms)
 
 
-def test_from_end_to_end(finished: Finished) -> None:
-    assert set(finished.table["status"]) == {"trained"}
-    found = _matching.matches(finished)
-    frequencies = Results.read(finished.folder).frequencies
-    results = Results(finished.table, frequencies, {"matches": found})
+@pytest.fixture(scope="module")
+def results(finished: Finished) -> Results:
+    """With all further tables but those of a language model."""
+    known = {"matches": _matching.matches(finished)}
+    known["products"] = architectures.dense_products(finished)
+    return Results(finished.table, Results.read(finished.folder).frequencies, known)
+
+
+def test_from_end_to_end(results: Results, tmp_path: Path) -> None:
+    assert set(results.table["status"]) == {"trained"}
     drawn = architectures.figures(results)
-    assert {"fvu_vs_l0", "matches"} <= set(drawn)
-    assert "Architectures against ReLU + L1" in architectures.answer(results)
+    assert {"fvu_vs_l0", "frequency_histograms", "matches"} <= set(drawn)
+    for figure in drawn.values():
+        figure.savefig(tmp_path / "drawn.png")
+    said = architectures.answer(results)
+    assert "Architectures against ReLU + L1, 2 paired seeds" in said
+    assert "arms nearest to L0 32: " in said
+    assert "ReLU (L0 " in said
 
 
-def test_matches_are_pairs_of_other_arms(finished: Finished) -> None:
-    found = _matching.matches(finished)
-    assert (found["arm"] != found["to_arm"]).all()
-    arms = found["arm"].nunique()
-    assert found.groupby("arm").size().eq(arms).all()  # the others, and random directions
-    assert (found["above_0.7"] >= found["above_0.9"]).all()
-    names = finished.table["architecture"].unique()
-    assert set(_matching.shares(found).columns) == {*names, "random"}
+def test_products_are_those_of_the_issue(results: Results) -> None:
+    rows = results.table.merge(results.further["products"], on="arm")
+    found = rows.groupby("architecture")["products"].first()
+    assert found.pop("Gated") == pytest.approx(7, abs=0.3)
+    assert found.pop("GatedRIL1") == pytest.approx(8, abs=0.3)
+    assert found.drop("Matryoshka").to_numpy() == pytest.approx(5, abs=0.3)
 
 
-def test_cosines() -> None:
+# -- latents that match ---------------------------------------------------------------------------
+
+
+def test_matches_are_pairs_of_other_seeds(results: Results) -> None:
+    found = results.further["matches"]
+    pairs = found[found["to_arm"].notna()]
+    assert (pairs["seed"] != pairs["to_seed"]).all()
+    assert set(found["at"]) == set(_matching.AT)
+    assert (found["above_0.7"] >= found["mutual_0.7"]).all()
+    names = results.table["architecture"].unique()
+    others = {_matching.EVERY, _matching.TOKENS, _matching.RANDOM}
+    assert set(_matching.shares(found, 32).columns) == {*names, *others}
+    every = found[found["to_architecture"] == _matching.EVERY].set_index(["at", "arm"])
+    least = pairs.groupby(["at", "arm"])["mutual_0.7"].min()
+    assert (every["mutual_0.7"].reindex(least.index) <= least).all()
+
+
+def test_best_matches() -> None:
     a = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
     b = torch.tensor([[0.0, 3.0], [5.0, 0.0]])
-    assert _matching.best_cosines(a, b).tolist() == pytest.approx([1.0, 2**-0.5])
-    assert _matching.best_cosines(a, -a).tolist() == pytest.approx([-(2**-0.5)] * 2)
+    found = _matching.best_matches(a, b)
+    assert found.cosine.tolist() == pytest.approx([1.0, 2**-0.5])
+    assert found.mutual.tolist() == [True, True]
+    found = _matching.best_matches(a, -a)
+    assert found.cosine.tolist() == pytest.approx([-(2**-0.5)] * 2)
 
 
-def test_equal_compute_is_where_all_have_been() -> None:
-    """FVU falls as seconds^-0.5; B spends twice the seconds for the same FVU."""
+def test_of_near_copies_one_is_found_in_turn() -> None:
+    copies = torch.tensor([1.0, 0.0, 0.0]) + 0.01 * torch.eye(3)
+    found = _matching.best_matches(copies, torch.eye(3)[:1])
+    assert (found.cosine > 0.99).all()
+    assert found.mutual.tolist() == [True, False, False]
+    p = np.array([0.5, 0.25, 0.25])
+    shares = _matching._shares(found, p)
+    assert shares["above_0.7"] == 1
+    assert shares["mutual_0.7"] == pytest.approx(1 / 3)
+    assert shares["by_firings"] == pytest.approx(0.5)
+
+
+# -- equal compute --------------------------------------------------------------------------------
+
+
+def planted(costs: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2)) -> pd.DataFrame:
+    """FVU falls as tokens^-0.5 and l0^-0.3; B costs more for the same FVU."""
     rows = [
         {"architecture": name, "seed": seed, "eval_set": "held-out", "train_tokens": tokens}
+        | {"arm": f"{name}-{seed}-{tokens}-{l0}", "setting": f"{name}-{l0}"}
         | {"seconds": cost * tokens, "l0": l0, "log_l0": np.log(l0)}
         | {"log_fvu": -0.5 * np.log(tokens) - 0.3 * np.log(l0) + 0.001 * seed}
-        for name, cost in (("ReLU", 1.0), ("B", 2.0))
-        for seed in (0, 1)
+        for name, cost in costs.items()
+        for seed in seeds
         for tokens in (100, 200, 400, 800)
-        for l0 in (10, 100)
+        for l0 in (10, 30, 100)
     ]
-    spent = _comparison.at_compute(pd.DataFrame(rows))
-    values, seconds = _comparison._at_equal_seconds(spent)
-    assert seconds == pytest.approx(800)
-    apart = (values["B"] - values["ReLU"]).to_numpy()
-    assert apart == pytest.approx(0.5 * np.log(2))
-    (axes,) = _comparison.against_compute(spent).axes
-    assert [line.get_label() for line in axes.lines] == ["B", "ReLU"]
+    return pd.DataFrame(rows)
+
+
+def test_equal_compute_is_the_most_that_both_have_spent() -> None:
+    table = planted({"ReLU": 1.0, "B": 2.0})
+    products = table[["arm"]].assign(products=table["architecture"].map({"ReLU": 5.0, "B": 5.0}))
+    spent = _compute.at_compute(table, products)
+    fvu, ratio = _compute.at_equal(spent, "seconds", "B", "ReLU")
+    assert ratio == pytest.approx(2)
+    assert fvu.mean == pytest.approx(0.5 * np.log(2))
+    assert _compute.at_equal(spent, "products", "B", "ReLU").fvu.mean == pytest.approx(0)
+    assert _compute.sentences(spent, "ReLU")[0].startswith("    seconds: B (costs x2.00) +41.4%")
+    (seconds, _) = _compute.against_compute(spent).axes
+    assert [line.get_label() for line in seconds.lines] == ["B", "ReLU"]
+    alone = _compute.at_compute(table, pd.DataFrame())
+    assert len(_compute.sentences(alone, "ReLU")) == 1
+
+
+def test_a_pause_of_one_arm_changes_nothing() -> None:
+    table = planted({"ReLU": 1.0, "B": 2.0})
+    before = _compute.at_compute(table, pd.DataFrame())
+    table.loc[table.index[5], "seconds"] += 1e4
+    assert _compute.at_compute(table, pd.DataFrame()).equals(before)
+
+
+def test_what_is_never_at_equal_compute_is_said_as_such() -> None:
+    spent = _compute.at_compute(planted({"ReLU": 1.0, "B": 20.0}), pd.DataFrame())
+    assert "B (costs x20.00) at no common compute" in _compute.sentences(spent, "ReLU")[0]
+
+
+def test_places_are_those_of_all_budgets() -> None:
+    table = planted({"ReLU": 1.0, "B": 2.0})
+    assert _compute.common_places(table) == [16, 32, 64]
+    short = (table["train_tokens"] == 100) & (table["l0"] == 100)
+    assert _compute.common_places(table[~short]) == [16]
+
+
+# -- what is said ---------------------------------------------------------------------------------
+
+
+def test_a_crossing_is_told_place_by_place() -> None:
+    table = planted({"ReLU": 1.0, "TopK": 1.0}).query("train_tokens == 800")
+    gain = 0.1 * np.log(table["l0"] / 30) * (table["architecture"] == "TopK")
+    said = _comparison._against(table.assign(log_fvu=table["log_fvu"] - gain), _comparison.FVU)
+    (line,) = said
+    assert line.startswith("    TopK: L0 16 +6.")
+    assert "L0 64 -7." in line
+
+
+def test_squares_are_against_relu(finished: Finished) -> None:
+    table = _comparison.prepared(finished.table)
+    found = _comparison.squares(table)
+    assert set(found) == set(table["architecture"]) - {"ReLU"}
+    values = pd.DataFrame({0.0: [1.0, 3.0]}, index=pd.Index(["ReLU + L1", "TopK"], name="cell"))
+    values = pd.concat({0: values}, names=["seed"]).swaplevel()
+    assert found["TopK"].contrasts(values)["A"].to_numpy().tolist() == [[2.0]]
 
 
 def test_one_seed_has_no_verdict(finished: Finished, tmp_path: Path) -> None:
