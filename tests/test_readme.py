@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, at a smaller scale, and its links exist."""
+"""The examples of the README and of docs/ run as they stand, at a smaller scale; links exist."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,14 @@ from sae_bench.cache import ActivationCache
 from sae_bench.conformance import ARCHITECTURE
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"<!-- tests run this block -->\n```python\n(.*?)```", TEXT, flags=re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results" / "README.md"]
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(
+        r"<!-- tests run this block -->\n```python\n(.*?)```", page.read_text(), flags=re.DOTALL
+    )
+]
 
 
 def test_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +57,17 @@ def test_the_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert {"L2", "Cosine", "SignGate"} <= set(scope)
 
 
-def test_links_exist() -> None:
-    links = re.findall(r'(?:src="|\]\()([^")#:]+?)(?:"|\))', TEXT)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_exist(page: Path) -> None:
+    links = re.findall(r'(?:src="|\]\()([^")#:]*)(?:#([^")]*))?(?:"|\))', page.read_text())
+    for link, anchor in links:
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), (link, anchor)
+    assert links or page.parent.name != "docs"
