@@ -1,5 +1,7 @@
 """What a grid of architectures says: at matched L0, at equal compute, and of common latents."""
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -70,13 +72,39 @@ def verdict(results: Results) -> str:
     return "\n".join(said)
 
 
-def _against(full: pd.DataFrame, outcome: Outcome) -> list[str]:
-    say, names = saying(outcome), list(full["architecture"].unique())
-    pairs = [(name, COMPARED_TO) for name in names if name != COMPARED_TO]
+Pairs = dict[tuple[str, str], pd.DataFrame]
+
+
+def _pairs(full: pd.DataFrame, outcome: Outcome) -> Pairs:
+    """What `apart` gives of each architecture over `COMPARED_TO`, by means, then of `PAIRS`."""
+    names = list(full["architecture"].unique())
+    others = [name for name in names if name != COMPARED_TO] if COMPARED_TO in names else []
+    pairs = [(name, COMPARED_TO) for name in others]
     found = {pair: apart(full, outcome, "architecture", *pair) for pair in pairs}
     found = dict(sorted(found.items(), key=lambda item: over(item[1], reached(item[1])).mean))
     further = [pair for pair in PAIRS if set(pair) <= set(names)]
-    found |= {pair: apart(full, outcome, "architecture", *pair) for pair in further}
+    return found | {pair: apart(full, outcome, "architecture", *pair) for pair in further}
+
+
+def differences(full: pd.DataFrame) -> pd.DataFrame:
+    """Columns outcome, of, to, l0 (NaN: mean over the places that both reach), mean, low, high, n.
+
+    Args:
+        full: what `prepared` gives, of one budget.
+    """
+    rows = []
+    for outcome in OUTCOMES:
+        for (of, to), found in _pairs(full, outcome).items():
+            places = reached(found)
+            known = {float(l0): over(found, [l0]) for l0 in places}
+            known |= {math.nan: over(found, places)} if places else {}
+            row = {"outcome": outcome.y, "of": of, "to": to}
+            rows += [row | {"l0": l0} | vars(each) for l0, each in known.items()]
+    return pd.DataFrame(rows)
+
+
+def _against(full: pd.DataFrame, outcome: Outcome) -> list[str]:
+    say, found = saying(outcome), _pairs(full, outcome)
     said = []
     for (of, to), each in found.items():
         name = of if to == COMPARED_TO else f"{of} over {to}"

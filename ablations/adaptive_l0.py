@@ -26,6 +26,7 @@ settings and 3 paired seeds a line: 36 arms, about 12 minutes of training on two
 evaluation, since deciles need the language model once more.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -226,6 +227,20 @@ def _by_tokens(deciles: pd.DataFrame, outcomes: Iterable[tuple]) -> Iterator[str
             f"  L0 over its mean by decile, from easy to hard, {line}: {shown}; its logarithm "
             f"correlates with that of {FIXED}'s FVU at L0 {AT} at {with_fvu:+.2f}."
         )
+
+
+def contrasts(results: Results) -> pd.DataFrame:
+    """Each adaptive line minus TopK: log FVU, and delta LM loss in nats; l0 is NaN for the mean
+    over places."""
+    table = _measured(results.table)
+    rows = [
+        {"outcome": y, "contrast": line, "l0": math.nan if place == "mean" else float(place)}
+        | vars(each)
+        for y, at in (("log_fvu", PLACES), ("delta_lm_loss", PLACES[:3]))
+        for line, effects in differences(table, y, at).items()
+        for place, each in effects.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def figures(results: Results) -> dict[str, Figure]:

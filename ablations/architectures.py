@@ -41,7 +41,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations._attribution import against_l0, attribution
-from ablations._comparison import FVU, LOSS, full_budget, matching, squares, verdict
+from ablations._comparison import FVU, LOSS, differences, full_budget, matching, squares, verdict
 from ablations._compute import against_compute, at_compute
 from ablations._documents import document_noise
 from ablations._lines import LINES, prepared
@@ -233,6 +233,11 @@ def _histograms(full: pd.DataFrame, frequencies: pd.DataFrame) -> Figure:
         bands.matched_histogram(full, frequencies, axes, by="architecture", lines=lines, l0=l0)
     drawn.axes[1].set_ylabel("")
     return plots.legend_below(drawn, drawn.axes[0], columns=4)
+
+
+def contrasts(results: Results) -> pd.DataFrame:
+    """Each architecture minus ReLU, and further pairs, at equal tokens."""
+    return differences(full_budget(prepared(results.table)))
 
 
 def answer(results: Results) -> str:

@@ -313,6 +313,11 @@ def _vanishing_in_words(results: Results, table: pd.DataFrame) -> list[str]:
     ]
 
 
+def contrasts(results: Results) -> pd.DataFrame:
+    """Every training context minus the reference: FVU (logarithm), delta LM loss (nats)."""
+    return effects(measured(results.table))
+
+
 def figures(results: Results) -> dict[str, Figure]:
     """Effects of the training context by evaluation context, frontiers, FVU by position, vanishing
     firings."""

@@ -88,7 +88,7 @@ from ablations._squares import WAYS, by_place, paths, sentence, summary
 from sae_bench import bands, plots
 from sae_bench.ablation import Data, Finished, Preset
 from sae_bench.arm import Arm
-from sae_bench.contrasts import Outcome, compare, intervals
+from sae_bench.contrasts import Outcome, at_each_place, compare, intervals
 from sae_bench.recipe import Recipe
 from sae_bench.results import Results
 from sae_bench.text import After, Documentation, Excerpts
@@ -233,6 +233,18 @@ def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
         table: what `prepared` gives.
     """
     return compare(table, WAYS, OUTCOMES, "cell")
+
+
+def contrasts(results: Results) -> pd.DataFrame:
+    """Every contrast of both 2x2s, means over places and place by place: `contrasts.at_each_place`,
+    with l0 (or delta_lm_loss, nats) for its logarithm `at`."""
+    table = prepared(results.table)
+    if results.table["seed"].nunique() < 2 or not _has_squares(table):
+        return pd.DataFrame()
+    found = at_each_place(table, WAYS, OUTCOMES, "cell")
+    by_loss = found["outcome"].str.endswith("delta LM loss")
+    at = np.exp(found.pop("at"))
+    return found.assign(l0=at.where(~by_loss), delta_lm_loss=at.where(by_loss))
 
 
 def _evaluation_noise(found: pd.DataFrame) -> str:

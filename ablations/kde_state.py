@@ -249,6 +249,11 @@ def answer(results: Results) -> str:
     return "\n".join(said)
 
 
+def contrasts(results: Results) -> pd.DataFrame:
+    """The contrasts of each state and of exact jumps in training."""
+    return _threshold_training.effects(trained(_training(results)))
+
+
 def figures(results: Results) -> dict[str, Figure]:
     """Noise by frequency, noise against bias, frontiers, effects, spread of thresholds."""
     drawn: dict[str, Figure] = {}

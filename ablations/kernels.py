@@ -194,6 +194,17 @@ def _part(results: Results, name: str) -> pd.DataFrame:
     return rows[pd.MultiIndex.from_frame(rows[["kernel", "seed"]]).isin(whole)]
 
 
+def contrasts(results: Results) -> pd.DataFrame:
+    """Every shape minus the rectangle; every bandwidth minus the reference, exact jumps minus
+    straight-through: means over places of L0, by_place in words."""
+    found = [pd.DataFrame()]
+    if len(table := _part(results, SHAPE)):
+        found.append(_kernel_shapes.effects(table))
+    if len(table := _part(results, BANDWIDTH)):
+        found.append(_bandwidths.effects(_bandwidths.lined(table)))
+    return pd.concat(found, ignore_index=True)
+
+
 def answer(results: Results) -> str:
     """The verdict in words and numbers, of what has been run."""
     counted = results.further.get("windows", pd.DataFrame())

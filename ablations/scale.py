@@ -50,7 +50,7 @@ from ablations._squares import WAYS, by_place, is_share
 from ablations.factorial import FVU, OTHER_BOUNDS, SIDES, Factorial, arms, with_shares
 from sae_bench import bands, plots
 from sae_bench.ablation import Data, Preset
-from sae_bench.contrasts import Outcome, compare, intervals
+from sae_bench.contrasts import Outcome, at_each_place, compare, intervals
 from sae_bench.results import Results
 
 WAY, SQUARE = next(iter(WAYS.items()))
@@ -190,6 +190,18 @@ def _reached(found: pd.DataFrame) -> list[str]:
         for part, each in rows.groupby("way", sort=False)
     ]
     return [f"  Both together, {FVU.name}: {'; '.join(shown)}."]
+
+
+def contrasts(results: Results) -> pd.DataFrame:
+    """The contrasts of each part, means over places and place by place; one seed, so no
+    intervals."""
+    table = _measured(results)
+    parts = [
+        at_each_place(table[table["part"] == part], {part: SQUARE}, tuple(JUDGED), "cell")
+        for part in table["part"].unique()
+    ]
+    found = pd.concat(parts, ignore_index=True)
+    return found.assign(l0=np.exp(found.pop("at")))
 
 
 def figures(results: Results) -> dict[str, Figure]:

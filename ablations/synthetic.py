@@ -55,7 +55,14 @@ from sae_bench.ablation import Finished, Origin, Preset
 from sae_bench.arm import Arm
 from sae_bench.cache import ActivationCache
 from sae_bench.calibrate import calibrate
-from sae_bench.contrasts import Interval, Outcome, Square, matched, t_interval
+from sae_bench.contrasts import (
+    Interval,
+    Outcome,
+    Square,
+    at_each_place,
+    matched,
+    t_interval,
+)
 from sae_bench.results import Results
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.synthetic import SyntheticFeatures, closest
@@ -301,6 +308,12 @@ def _recovery(table: pd.DataFrame, l0: float = L0) -> str:
         "that the cell recovers, others in each; best is the largest share that a setting of it "
         f"recovers, at whatever L0):\n{text(rows.rename(columns=names), 3)}"
     )
+
+
+def contrasts(results: Results) -> pd.DataFrame:
+    """The contrasts of both 2x2s, means over places and place by place."""
+    found = at_each_place(_known(results), WAYS, OUTCOMES, "cell")
+    return found.assign(l0=np.exp(found.pop("at")))
 
 
 def figures(results: Results) -> dict[str, Figure]:

@@ -7,10 +7,14 @@ An ablation is a Python file whose docstring states the question and which defin
     figures(results) -> dict[str, Figure]     the plots, by file name
     answer(results) -> str                    the verdict in words and numbers
 
-and, if the run's table does not say it all,
+if the run's table does not say it all,
 
     FURTHER: dict[str, Callable[[Finished], DataFrame]]
                                               tables of what else is measured on the trained SAEs
+
+if its answer rests on differences between arms,
+
+    contrasts(results) -> DataFrame           those differences, one a row, with their intervals
 
 and, if there are published figures to hold its own against,
 
@@ -214,6 +218,7 @@ class Ablation:
     figures: Callable[[Results], "dict[str, Figure]"]
     answer: Callable[[Results], str]
     further: Mapping[str, Callable[[Finished], pd.DataFrame]]
+    contrasts: Callable[[Results], pd.DataFrame] | None = None
     reference: Callable[[], "dict[str, Figure]"] | None = None
 
     def preset(self, name: str | None) -> Preset:
@@ -259,9 +264,10 @@ def load(spec: str) -> Ablation:
     if not module.PRESETS:
         raise InputError(f"{spec}: PRESETS is empty; define at least one")
     question = (module.__doc__ or "").strip()
-    optional = (getattr(module, "FURTHER", {}), getattr(module, "reference", None))
-    found = [*(getattr(module, name) for name in needed), *optional]
-    return Ablation(Path(spec).stem, question, *found)
+    given = [getattr(module, name) for name in needed]
+    given.append(getattr(module, "FURTHER", {}))
+    given += [getattr(module, name, None) for name in ("contrasts", "reference")]
+    return Ablation(Path(spec).stem, question, *given)
 
 
 __all__ = ["Ablation", "Data", "Finished", "Origin", "Preset", "load", "names"]

@@ -7,7 +7,7 @@ been measured on both sides: nothing is extrapolated.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -256,6 +256,19 @@ def compare(
                 for name, found in effects(square.contrasts(values)).items()
             ]
     return pd.DataFrame(rows)
+
+
+def at_each_place(
+    table: pd.DataFrame, squares: Mapping[str, Square], outcomes: Sequence[Outcome], by: str
+) -> pd.DataFrame:
+    """`compare`, means over places first, then every place of each outcome alone: one more column,
+    at (the value of x; NaN for the mean). Places that not all cells reach have no rows."""
+    found = [compare(table, squares, outcomes, by).assign(at=math.nan)]
+    for outcome in outcomes:
+        for x in outcome.at:
+            alone = compare(table, squares, [replace(outcome, at=(x,))], by)
+            found.append(alone[alone["places"] > 0].assign(at=x))
+    return pd.concat([rows for rows in found if len(rows)], ignore_index=True)
 
 
 def intervals(rows: pd.DataFrame) -> dict[str, Interval]:

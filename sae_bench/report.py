@@ -15,7 +15,8 @@ HEAD = """# Report
 
 Each section is one ablation: its question, its answer in words and numbers, its figures, what was
 settled before it was run, and the command that made it. All of it is drawn from the tables beside
-it: `sae-bench figures` draws the figures again, `sae-bench report` writes this file again, offline.
+it: `sae-bench figures` draws the figures again, `sae-bench report` writes this file again, offline,
+and the differences that answers rest on, one a row (`contrasts/`).
 """
 
 
@@ -73,7 +74,7 @@ class Section:
         for column, words in (("tokens", "tokens measured"), ("lm_tokens", "scored by the model")):
             if column in table and (sizes := table[column].dropna().astype(int).unique()).size:
                 yield f"- {words}: {', '.join(f'{n:,}' for n in sorted(sizes))}"
-        links = ", ".join(f"[{path.name}]({path})" for path in self.tables)
+        links = ", ".join(f"[{path}]({path})" for path in self.tables)
         yield f"- tables: {links}"
 
 

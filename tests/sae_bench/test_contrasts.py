@@ -11,6 +11,7 @@ from sae_bench.contrasts import (
     Interval,
     Outcome,
     Square,
+    at_each_place,
     common_range,
     compare,
     difference,
@@ -157,6 +158,19 @@ def test_cells_without_common_ground_have_no_effect() -> None:
     rows = compare(apart, {"way": SQUARE}, [Y], "cell")
     assert set(rows["places"]) == {0}
     assert rows["mean"].isna().all()
+
+
+def test_every_place_alone() -> None:
+    """An effect of A that grows with x is half as large at 1 as at 2; 3 is out of reach."""
+    table = grid(0, 0, 0)
+    table["y"] += table["x"] * table["cell"].isin(("A", "AB"))
+    table = table[table["x"] < 2.9]
+    found = at_each_place(table, {"way": SQUARE}, [Y], "cell")
+    rows = found[found["contrast"] == "A"].set_index("at")["mean"]
+    assert rows[1.0] == pytest.approx(1)
+    assert rows[2.0] == pytest.approx(2)
+    assert rows[rows.index.isna()].to_numpy() == pytest.approx([1.5])
+    assert 3.0 not in rows.index
 
 
 def test_matched_values_are_by_cell_and_seed() -> None:

@@ -52,7 +52,7 @@ def test_a_section(letters: ablation.Ablation) -> None:
     assert "512; 2.5 hours of training steps in all" in text
     assert "tokens measured: 200" in text
     assert "scored by the model" not in text
-    assert "[letters.csv](tables/letters.csv)" in text
+    assert "[tables/letters.csv](tables/letters.csv)" in text
 
 
 def test_tables_of_numbers_stay_tables(letters: ablation.Ablation) -> None:
@@ -95,9 +95,12 @@ def test_the_committed_tables_are_reported(
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "tables").symlink_to(published / "tables")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sae_bench.ablation.names", lambda: ["quickstart"])
+    monkeypatch.setattr("sae_bench.ablation.names", lambda: ["adaptive_l0", "quickstart"])
     assert main(["report"]) == 0
     text = (tmp_path / "results" / "REPORT.md").read_text()
+    found = pd.read_csv(tmp_path / "results" / "contrasts" / "adaptive_l0.csv")
+    assert (found["low"] <= found["mean"]).all()
+    assert "[contrasts/adaptive_l0.csv](contrasts/adaptive_l0.csv)" in text
     links = re.findall(r"\]\(([^#)]+)\)", text)
     assert len(links) >= 3
     assert all((tmp_path / "results" / link).exists() for link in links)
