@@ -12,7 +12,7 @@ from torch import Tensor
 from sae_bench.cache import ActivationCache
 from sae_bench.contexts import Context, ordinary, padded_batches
 from sae_bench.models import LanguageModel
-from sae_bench.progress import shown
+from sae_bench.progress import Progress
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.sites import resolve_site, resume_at
 from sae_bench.stats import bootstrap_ratio, sums_by
@@ -133,20 +133,25 @@ def losses(
     spliced: list[list[np.ndarray]] = [[] for _ in saes]
     documents: list[np.ndarray] = []
     batches = list(text_batches(cache, lm, tokens, batch_tokens))
-    for batch in shown(batches, f"splicing {len(saes)} arms", len(batches), "batches"):
-        passed = resume_at(lm, batch.ids, batch.mask, site)
-        rows = passed.activations[batch.counted]
+    passes = len(batches) * len(saes)
+    with Progress(f"splicing {len(saes)} arms", passes, "passes") as progress:
+        for batch in batches:
+            passed = resume_at(lm, batch.ids, batch.mask, site)
+            rows = passed.activations[batch.counted]
 
-        def losses_with(rows: Tensor, passed: Any = passed, batch: TextBatch = batch) -> np.ndarray:
-            replaced = passed.activations.clone()
-            replaced[batch.counted] = rows.to(replaced.dtype)
-            return batch.losses(passed.logits_with(replaced))
+            def losses_with(
+                rows: Tensor, passed: Any = passed, batch: TextBatch = batch
+            ) -> np.ndarray:
+                replaced = passed.activations.clone()
+                replaced[batch.counted] = rows.to(replaced.dtype)
+                return batch.losses(passed.logits_with(replaced))
 
-        documents.append(batch.owners)
-        clean.append(batch.losses(passed.logits))
-        zeroed.append(losses_with(torch.zeros_like(rows)))
-        for sae, found in zip(saes, spliced, strict=True):
-            found.append(losses_with(_reconstruct(sae, rows)))
+            documents.append(batch.owners)
+            clean.append(batch.losses(passed.logits))
+            zeroed.append(losses_with(torch.zeros_like(rows)))
+            for sae, found in zip(saes, spliced, strict=True):
+                found.append(losses_with(_reconstruct(sae, rows)))
+                progress.update()
     base, zero, owner = (np.concatenate(parts) for parts in (clean, zeroed, documents))
     return Spliced(base, zero, [np.concatenate(found) for found in spliced], owner)
 
