@@ -214,7 +214,8 @@ def figures(results: Results) -> dict[str, Figure]:
     table, further = results.table, results.further
     full = full_budget(table)
     drawn = plots.comparison(full, results.frequencies)
-    drawn["frequency_histograms"] = _histograms(full, results.frequencies)
+    if table["seed"].nunique() > 1:  # the panels of one seed hold an outline a setting
+        drawn["frequency_histograms"] = _histograms(full, results.frequencies)
     if table["train_tokens"].nunique() > 1:
         spent = at_compute(prepared(table), further.get("products", pd.DataFrame()))
         if spent["log_fvu"].notna().any():

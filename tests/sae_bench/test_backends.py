@@ -6,7 +6,7 @@ Values are small multiples of a quarter, so that sums are exact and ties are fre
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -22,7 +22,6 @@ cases = st.builds(
     st.integers(1, 12),
 )
 cases_with_numbers = st.tuples(cases, st.integers(1, 20))
-untimed = settings(deadline=None)  # the first call compiles
 
 
 def quarters(case: Case, *shape: int, bad: bool = False) -> Tensor:
@@ -53,7 +52,6 @@ def same(name: str, *args: Any) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-@untimed
 @given(cases_with_numbers)
 def test_above(both: tuple[Case, int]) -> None:
     case, size = both
@@ -63,7 +61,6 @@ def test_above(both: tuple[Case, int]) -> None:
     same("above", product, bias, quarters(case, 1, width), max(rows, 1))
 
 
-@untimed
 @given(cases_with_numbers, st.integers(1, 5))
 def test_first_near_ones(both: tuple[Case, int], most: int) -> None:
     case, size = both
@@ -78,7 +75,6 @@ def test_first_near_ones(both: tuple[Case, int], most: int) -> None:
     assert torch.equal(before, kept)
 
 
-@untimed
 @given(cases_with_numbers)
 def test_largest(both: tuple[Case, int]) -> None:
     case, k = both
@@ -86,7 +82,6 @@ def test_largest(both: tuple[Case, int]) -> None:
     same("largest", quarters(case, rows, width), quarters(case, width), min(k, width))
 
 
-@untimed
 @given(cases_with_numbers)
 def test_what_is_no_number_is_among_the_largest(both: tuple[Case, int]) -> None:
     """Of the first k, that is, and the rest are the largest numbers."""
@@ -104,7 +99,6 @@ def test_what_is_no_number_is_among_the_largest(both: tuple[Case, int]) -> None:
     assert torch.equal(key.gather(1, place).sort(dim=1, descending=True).values, expected)
 
 
-@untimed
 @given(cases_with_numbers)
 def test_first_largest(both: tuple[Case, int]) -> None:
     case, m = both
@@ -113,7 +107,6 @@ def test_first_largest(both: tuple[Case, int]) -> None:
     assert int(OPERATIONS.first_largest(value.nan_to_num(), m).sum()) == m
 
 
-@untimed
 @given(cases)
 def test_places_of_entries(case: Case) -> None:
     (starts, column, _), width = matrix(case), case[2]
@@ -129,7 +122,6 @@ def test_places_of_entries(case: Case) -> None:
         assert torch.equal(column[ours[2]], column[theirs[2]])
 
 
-@untimed
 @given(cases, st.integers(1, 5))
 def test_entries_near_thresholds(case: Case, most: int) -> None:
     (_, column, _), width = matrix(case), case[2]
@@ -139,7 +131,6 @@ def test_entries_near_thresholds(case: Case, most: int) -> None:
     same("near", column, value, theta, quarters(case, width).abs())
 
 
-@untimed
 @given(cases, st.integers(1, 9), st.sampled_from([torch.float32, torch.float64]), st.booleans())
 def test_products(case: Case, d: int, dtype: torch.dtype, shared: bool) -> None:
     """`scale` and `base` of one row or of all; rows also as a transposed matrix lies in memory."""

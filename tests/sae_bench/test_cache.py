@@ -231,7 +231,7 @@ def test_batches_are_normalised(stored: ActivationCache) -> None:
     assert epoch.square().sum(1).mean().item() == pytest.approx(1, abs=0.02)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(sizes=st.lists(st.integers(7, 300), min_size=2, max_size=2), seed=st.integers(0, 9))
 def test_any_batch_size_cuts_the_same_stream(sizes: list[int], seed: int) -> None:
     cache = ActivationCache.from_tensor(torch.arange(1.0, 335.0)[:, None], held_out=0.1)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_bench.backends import Backend
@@ -11,7 +11,6 @@ __all__ = ["either"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
-@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.integers(0, 5), max_size=30))
 def test_ranks_count_what_came_before(backend: Backend, latents: list[int]) -> None:
     with computed_by(backend):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -41,7 +41,6 @@ tables = st.integers(1, 40).flatmap(
 )
 
 
-@settings(deadline=None)  # the first call compiles
 @given(tables)
 def test_the_largest_of_each_row_with_ties(case: tuple[list[list[float]], int]) -> None:
     rows, k = case
@@ -49,7 +48,6 @@ def test_the_largest_of_each_row_with_ties(case: tuple[list[list[float]], int]) 
     assert found.tolist() == [by_sorting(row, k) for row in rows]
 
 
-@settings(deadline=None)  # the first call compiles
 @given(tables)
 def test_the_largest_of_a_batch_with_ties(case: tuple[list[list[float]], int]) -> None:
     rows, k = case

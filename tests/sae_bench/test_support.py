@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_bench.backends import Backend
@@ -26,7 +26,6 @@ def by_hand(
 
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
-@settings(deadline=None)  # the first call compiles
 @given(
     st.lists(st.integers(0, 3 * BLOCK), min_size=1, max_size=3),
     st.integers(1, 20),
@@ -64,7 +63,6 @@ def check_first_near_ones(sizes: list[int], width: int, most: int, seed: int) ->
 
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
-@settings(deadline=None)  # the first call compiles
 @given(st.integers(0, 40), st.integers(1, 20), st.integers(0, 99))
 def test_everything_above(backend: Backend, tokens: int, width: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
