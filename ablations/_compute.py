@@ -16,7 +16,7 @@ from sae_bench.contrasts import Interval, common_range, interpolate, matched, t_
 
 PLACES = (16, 32, 64)
 """Values of L0 at which architectures are compared."""
-COSTS = {"seconds": "seconds of training of an arm", "products": "products x tokens"}
+COSTS = {"seconds": "seconds of training of an arm", "products": "matrix products x million tokens"}
 
 
 def common_places(table: pd.DataFrame) -> list[int]:
@@ -31,7 +31,8 @@ def common_places(table: pd.DataFrame) -> list[int]:
 
 def at_compute(table: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:
     """Means over `common_places` for each architecture, seed and budget: columns architecture,
-    seed, train_tokens, log_fvu, log_seconds, log_products (times tokens; NaN if not known).
+    seed, train_tokens, log_fvu; log_seconds and log_products (times 1e6 tokens; NaN if not known),
+    the same for all seeds, whose L0 at a setting differ a little.
 
     Args:
         table: what `prepared` gives.
@@ -41,7 +42,7 @@ def at_compute(table: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:
     alike = ["architecture", "setting", "train_tokens"]
     table = table.assign(
         log_seconds=np.log(table.groupby(alike)["seconds"].transform("median")),
-        log_products=np.log(table["arm"].map(known).astype(float) * table["train_tokens"]),
+        log_products=np.log(table["arm"].map(known).astype(float) * table["train_tokens"] / 1e6),
     )
     places = [float(np.log(l0)) for l0 in common_places(table)]
     found = []
@@ -51,7 +52,10 @@ def at_compute(table: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:
             for y in ("log_fvu", *(f"log_{cost}" for cost in COSTS))
         }
         found.append(pd.DataFrame(columns).reset_index().assign(train_tokens=budget))
-    return pd.concat(found, ignore_index=True)
+    spent = pd.concat(found, ignore_index=True)
+    logs = [f"log_{cost}" for cost in COSTS]
+    of_seeds = spent.groupby(["architecture", "train_tokens"])[logs]
+    return spent.assign(**dict(of_seeds.transform("mean").items()))
 
 
 class Equal(NamedTuple):
@@ -136,6 +140,7 @@ def against_compute(spent: pd.DataFrame) -> Figure:
             x, y = np.exp(means.loc[name].to_numpy().T)
             axes.plot(x, y, **look._asdict(), markersize=3, label=name)
         axes.set(xscale="log", xlabel=COSTS[cost])
+        plots.plain_numbers(axes.xaxis)
         bands.logarithmic(axes)
     drawn.axes[0].set_ylabel("FVU at L0 16 to 64")
     bands.label_ends(drawn.axes[-1])

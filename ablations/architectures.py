@@ -28,7 +28,7 @@ Stated before the results were read:
 
 Presets: `study`, at the scale of `ablations/factorial.py` with the learning rate that its trials
 chose, 7 architectures, 5 settings (three leave too much to interpolation), 3 seeds, 2 budgets,
-about 95 minutes on two cores; `smollm2` for a longer run without a GPU; and `gemma-2-2b`, in the
+60 to 75 minutes on two cores and 40 to measure; `smollm2` for a longer run without a GPU; and `gemma-2-2b`, in the
 recipe of arXiv 2407.14435, for one GPU with 80 GB: 50M cached tokens (230 GB on disk in bfloat16,
 where they stay if no memory holds them) and 200M training tokens for each of 24 arms, trained in
 lockstep.
