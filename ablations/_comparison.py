@@ -58,6 +58,9 @@ def verdict(results: Results) -> str:
     ]
     for outcome in OUTCOMES:
         said += [f"  {outcome.name}, equal tokens:", *_against(full, outcome)]
+    for tokens in sorted(table["train_tokens"].unique())[-2::-1]:
+        part = table[table["train_tokens"] == tokens]
+        said += [f"  {FVU.name}, {tokens:,.0f} tokens:", *_against(part, FVU)]
     if len(found := further.get("documents", pd.DataFrame())):
         said += _of_documents(found)
     if table["train_tokens"].nunique() > 1 and (places := common_places(table)):
