@@ -251,10 +251,10 @@ def write_report(arguments: argparse.Namespace) -> None:
         chosen, results = ablation.load(name), Results.published(name, PUBLISHED)
         drawn = _draw_published(chosen)
         tables = [PUBLISHED / "tables" / f"{each}.csv" for each in published_tables(name, results)]
-        if chosen.contrasts is not None:
+        if chosen.contrasts is not None and len(rows := chosen.contrasts(results)):
             tables.append(PUBLISHED / "contrasts" / f"{name}.csv")
             tables[-1].parent.mkdir(exist_ok=True)
-            write_table(tables[-1], chosen.contrasts(results))
+            write_table(tables[-1], rows)
         found = ([path.relative_to(PUBLISHED) for path in paths] for paths in (drawn, tables))
         sections.append(Section(chosen, results, *found))
     path = PUBLISHED / "REPORT.md"
