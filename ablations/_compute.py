@@ -124,6 +124,18 @@ def sentences(spent: pd.DataFrame, to: str) -> list[str]:
     return said
 
 
+def gained(spent: pd.DataFrame) -> str:
+    """By how much FVU falls from the smallest budget to the largest, means over seeds.
+
+    Args:
+        spent: what `at_compute` gives.
+    """
+    by = spent.groupby(["architecture", "train_tokens"])["log_fvu"].mean().unstack("train_tokens")
+    falls = np.expm1(by[by.columns.max()] - by[by.columns.min()]).sort_values()
+    shown = ", ".join(f"{name} {fall:+.1%}" for name, fall in falls.items())
+    return f"FVU from {by.columns.min():,.0f} to {by.columns.max():,.0f} tokens: {shown}"
+
+
 def against_compute(spent: pd.DataFrame) -> Figure:
     """FVU at the places against both measures of compute, means over seeds, a curve each.
 

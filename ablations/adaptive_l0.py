@@ -222,10 +222,12 @@ def _by_tokens(deciles: pd.DataFrame, outcomes: Iterable[tuple]) -> Iterator[str
     relative, fvu = _relative(deciles), np.log(_fvu_at(deciles).loc[FIXED].mean())
     for line in ADAPTIVE:
         shown = ", ".join(f"{share:.2f}" for share in relative.loc[line])
-        with_fvu = np.corrcoef(np.log(relative.loc[line]), fvu)[0, 1]
+        latents = np.log(relative.loc[line])
+        with_fvu, without = (np.corrcoef(latents[first:], fvu[first:])[0, 1] for first in (0, 1))
         yield (
             f"  L0 over its mean by decile, from easy to hard, {line}: {shown}; its logarithm "
-            f"correlates with that of {FIXED}'s FVU at L0 {AT} at {with_fvu:+.2f}."
+            f"correlates with that of {FIXED}'s FVU at L0 {AT} at {with_fvu:+.2f}, without the "
+            f"easiest at {without:+.2f}."
         )
 
 

@@ -34,9 +34,10 @@ Stated before the run:
   the same for all. Where no other rate lies inside the range of the base rate's curve, the base
   rate remains. At this budget thresholds stay near their start, and so does what eps can do.
 - Coefficients of the wide windows, and the base rate, were chosen from 24 arms of seed 0 (120k
-  tokens; no table was kept), in which exact jumps at eps = 0.2 and 0.63 ran away (88 to 98% of latents dead, L0 below
-  4 at any coefficient), and straight-through at 0.63 stayed below L0 6: 0.2 is run with exact jumps
-  to show it with seeds, 0.63 straight-through alone; no answer at matched L0 is expected of either.
+  tokens; no table was kept), in which exact jumps at eps = 0.2 and 0.63 ran away (88 to 98% of
+  latents dead, L0 below 4 at any coefficient), and straight-through at 0.63 stayed below L0 6: 0.2
+  is run with exact jumps to show it with seeds, 0.63 straight-through alone; no answer at matched
+  L0 is expected of either.
 
 Scale of `study`: SmolLM2-135M after layer 9, the activations of the factorial, 1,152 latents,
 batches of 512, FVU alone. Shapes: 7 kernels, 5 coefficients, 3 seeds: 105 arms of 400k tokens.

@@ -141,6 +141,20 @@ def test_equal_compute_is_the_most_that_both_have_spent() -> None:
     assert len(_compute.sentences(alone, "ReLU")) == 1
 
 
+def test_what_a_longer_budget_gains() -> None:
+    """From 100 to 800 tokens FVU falls to 8^-0.5."""
+    said = _compute.gained(_compute.at_compute(planted({"ReLU": 1.0}), pd.DataFrame()))
+    assert said == "FVU from 100 to 800 tokens: ReLU -64.6%"
+
+
+def test_levels_are_means_over_seeds_where_all_reach() -> None:
+    table = planted({"ReLU": 1.0}).query("train_tokens == 800")
+    table = table.assign(l0_share_above_10pct=0.1 + 0.01 * table["seed"])
+    table = table[(table["seed"] > 0) | (table["l0"] < 50)]
+    said = _comparison._levels(table, _comparison.SHARE)
+    assert said == "at L0 16, 32, 64: ReLU 11%, -, -"
+
+
 def test_a_pause_of_one_arm_changes_nothing() -> None:
     table = planted({"ReLU": 1.0, "B": 2.0})
     before = _compute.at_compute(table, pd.DataFrame())
