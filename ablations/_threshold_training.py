@@ -12,20 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
 from ablations._estimators import LINES, PULLS, STATES, line, look
 from ablations._lines import prepared
+from ablations._threshold_measures import MOVED
 from ablations._threshold_noise import loglog, text
 from sae_bench import bands, plots
-from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval, Outcome, Square, compare, interpolate, intervals
 
 PLACES = (16, 24, 32, 48, 64, 96)
 FVU = Outcome("log_fvu", "log_l0", "FVU at matched L0", tuple(float(x) for x in np.log(PLACES)))
-MOVED = 0.5
-"""A threshold that has changed by more than this share of its start has moved."""
 TARGET = 64
 """L0 that steps are counted to."""
 
@@ -50,39 +47,6 @@ def cells(coefficients: Sequence[float], rates: Sequence[float]) -> list[tuple[f
     and the middle coefficient at all rates."""
     at, base = middle(coefficients), middle(rates)
     return [(c, base) for c in coefficients if c != at] + [(at, rate) for rate in rates]
-
-
-# -- measures of an arm ---------------------------------------------------------------------------
-
-
-def theta_of(finished: Finished, arm: str) -> Float[np.ndarray, " latents"]:
-    """The thresholds of a trained arm, in the units of training."""
-    theta = finished.sae(arm).threshold
-    assert theta is not None
-    return theta.detach().double().numpy() / finished.cache.scale
-
-
-def moved(theta: Float[np.ndarray, " latents"], start: float) -> float:
-    """Share of thresholds with |theta - start| / start > `MOVED`."""
-    return float((np.abs(theta / start - 1) > MOVED).mean())
-
-
-def spread(
-    theta: Float[np.ndarray, "orders latents"], fired: Bool[np.ndarray, " latents"]
-) -> float:
-    """Median over latents that fired of the standard deviation of log theta over data orders (n - 1
-    in the denominator; of two orders the median is 0.67 of a normal's standard deviation). NaN if
-    none fired."""
-    if not fired.any():
-        return float("nan")
-    return float(np.median(np.log(theta[:, fired]).std(axis=0, ddof=1)))
-
-
-def steps_to(history: pd.DataFrame, l0: float) -> float:
-    """The logged step from which on no batch has an L0 above `l0` (codes are sparse for a moment at
-    the start, too); NaN if the last one has."""
-    within = (history["l0"] <= l0)[::-1].cumprod()[::-1].astype(bool)
-    return float(history.loc[within, "step"].iloc[0]) if within.any() else float("nan")
 
 
 # -- the table of the run -------------------------------------------------------------------------

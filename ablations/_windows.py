@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ablations._lines import prepared
-from ablations._threshold_training import theta_of
+from ablations._threshold_measures import theta_of
 from sae_bench.ablation import Finished
 from sae_bench.arm import Arm
 from sae_bench.kernels import Epanechnikov, Gaussian, Kernel, Rectangle, Triangle

@@ -52,14 +52,11 @@ from matplotlib.figure import Figure
 
 from ablations import _threshold_noise, _threshold_training
 from ablations._estimators import STEPS, line, lines, panel
+from ablations._threshold_measures import moved, spread, steps_to, theta_of
 from ablations._threshold_training import (
     TARGET,
     cells,
     middle,
-    moved,
-    spread,
-    steps_to,
-    theta_of,
     trained,
 )
 from ablations.factorial import STUDY as FACTORIAL

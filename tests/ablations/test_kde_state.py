@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ablations import _threshold_noise, _threshold_training, kde_state
+from ablations import _threshold_measures, _threshold_noise, _threshold_training, kde_state
 from ablations._estimators import LINES, STATES, line, lines, panel
 from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval
@@ -71,25 +71,25 @@ def test_the_panel_has_each_estimator_once() -> None:
 
 def test_moved_counts_thresholds_beyond_half_their_start() -> None:
     theta = np.array([0.04, 0.0199, 0.021, 0.059, 0.0601, 1.0])
-    assert _threshold_training.moved(theta, 0.04) == pytest.approx(0.5)
+    assert _threshold_measures.moved(theta, 0.04) == pytest.approx(0.5)
 
 
 def test_spread_is_the_median_standard_deviation_of_logarithms() -> None:
     log_theta = np.array([[0.0, 1.0, -2.0, 5.0], [0.2, 1.4, -1.0, 9.0]])
     fired = np.array([True, True, True, False])
     expected = 0.4 / math.sqrt(2)  # two values d apart: d / sqrt(2)
-    assert _threshold_training.spread(np.exp(log_theta), fired) == pytest.approx(expected)
+    assert _threshold_measures.spread(np.exp(log_theta), fired) == pytest.approx(expected)
     scaled = np.exp(log_theta) * 7  # the unit does not matter
-    assert _threshold_training.spread(scaled, fired) == pytest.approx(expected)
-    assert math.isnan(_threshold_training.spread(np.exp(log_theta), ~fired & fired))
+    assert _threshold_measures.spread(scaled, fired) == pytest.approx(expected)
+    assert math.isnan(_threshold_measures.spread(np.exp(log_theta), ~fired & fired))
 
 
 def test_steps_until_codes_stay_sparse_enough() -> None:
     history = pd.DataFrame({"step": [2, 4, 6, 8], "l0": [30.0, 300.0, 64.0, 40.0]})
-    assert _threshold_training.steps_to(history, 64) == 6
-    assert _threshold_training.steps_to(history, 50) == 8
-    assert _threshold_training.steps_to(history, 300) == 2
-    assert math.isnan(_threshold_training.steps_to(history, 30))
+    assert _threshold_measures.steps_to(history, 64) == 6
+    assert _threshold_measures.steps_to(history, 50) == 8
+    assert _threshold_measures.steps_to(history, 300) == 2
+    assert math.isnan(_threshold_measures.steps_to(history, 30))
 
 
 def test_diverged_arms_are_counted() -> None:

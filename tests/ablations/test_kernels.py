@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ablations import _bandwidths, _kernel_shapes, kernels
-from ablations._threshold_training import decided, theta_of
+from ablations._threshold_measures import theta_of
+from ablations._threshold_training import decided
 from ablations._windows import SHAPES, half_window, inside, named
 from architectures import JumpReLUSAE
 from sae_bench.ablation import Finished
