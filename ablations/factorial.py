@@ -63,7 +63,6 @@ run would reach. Controls on the trained ReLU + L1, codes rescaled and threshold
 training, are the further table `controls`, where it has been made.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +73,7 @@ from ablations._bridges import beside_cells
 from ablations._controls import controlled, controls
 from ablations._convergence import convergence, converging
 from ablations._documents import document_noise
+from ablations._factorial_figures import effects, frequent, frontiers, histograms
 from ablations._lines import (
     BRIDGES,
     CELLS,
@@ -82,11 +82,9 @@ from ablations._lines import (
     TUNED,
     Tuned,
     prepared,
-    styled,
     trials,
 )
 from ablations._squares import WAYS, by_place, paths, sentence, summary
-from sae_bench import bands, plots
 from sae_bench.ablation import Data, Finished, Preset
 from sae_bench.arm import Arm
 from sae_bench.contrasts import Outcome, at_each_place, compare, intervals
@@ -332,6 +330,13 @@ def answer(results: Results) -> str:
     return "\n".join(said)
 
 
+SHOWN = {
+    FVU.name: "log FVU at matched L0",
+    LOSS.name: "log delta LM loss at matched L0",
+    FREQUENT[0].name: "share of L0 above 10%, matched L0",
+    FREQUENT[1].name: "the same, matched delta LM loss",
+}
+"""Outcomes whose effects are drawn, and their titles."""
 SIDES = {"A": "JumpReLU for ReLU", "B": "L0 for L1", "interaction": "interaction"}
 
 
@@ -350,63 +355,20 @@ def figures(results: Results) -> dict[str, Figure]:
     table = prepared(results.table)
     known = table[table["delta_lm_loss"].isna() | (table["delta_lm_loss"] > FLOOR)]
     drawn = {
-        "fvu_vs_l0": _frontiers(table, "fvu", CELLS),
-        "delta_lm_loss_vs_l0": _frontiers(known, "delta_lm_loss", CELLS),
-        "high_frequency": _frequent(table, known),
+        "fvu_vs_l0": frontiers(table, "fvu", CELLS),
+        "delta_lm_loss_vs_l0": frontiers(known, "delta_lm_loss", CELLS),
+        "high_frequency": frequent(table, known),
     }
     if table["cell"].isin(CELLS).any():
-        drawn["frequency_histograms"] = _histograms(table, results.frequencies)
+        drawn["frequency_histograms"] = histograms(table, results.frequencies)
     if table["cell"].isin(BRIDGES).any():
         beside = ("ReLU + L1", "JumpReLU + L0 (theta)", *BRIDGES)
-        drawn["bridges_fvu_vs_l0"] = _frontiers(table, "fvu", beside)
-        drawn["bridges_delta_lm_loss_vs_l0"] = _frontiers(known, "delta_lm_loss", beside)
+        drawn["bridges_fvu_vs_l0"] = frontiers(table, "fvu", beside)
+        drawn["bridges_delta_lm_loss_vs_l0"] = frontiers(known, "delta_lm_loss", beside)
     if table["seed"].nunique() > 1 and _has_squares(table):
-        drawn["effects"] = _effects(measured_effects(table))
+        drawn["effects"] = effects(measured_effects(table), SHOWN, SIDES)
     if "controls" in results.further:
         drawn["controls"] = controlled(table, results.further["controls"])
     if "convergence" in results.further:
         drawn["convergence"] = converging(results.further["convergence"], list(CELLS))
     return drawn
-
-
-def _frontiers(table: pd.DataFrame, y: str, lines: Iterable[str]) -> Figure:
-    drawn = plots.figure(4.6, 2.8)
-    (axes,) = drawn.axes
-    bands.bands(table, axes, x="l0", y=y, by="cell", lines=styled(lines))
-    bands.logarithmic(axes)
-    bands.label_ends(axes)
-    return drawn
-
-
-def _frequent(table: pd.DataFrame, known: pd.DataFrame) -> Figure:
-    drawn = plots.figure(6.8, 2.6, 1, 2)
-    for x, rows, axes in zip(("l0", "delta_lm_loss"), (table, known), drawn.axes, strict=True):
-        bands.bands(rows, axes, x=x, y="l0_share_above_10pct", by="cell", lines=styled(CELLS))
-    drawn.axes[1].invert_xaxis()
-    drawn.axes[1].set_ylabel("")
-    bands.label_ends(drawn.axes[1])
-    return drawn
-
-
-def _histograms(table: pd.DataFrame, frequencies: pd.DataFrame) -> Figure:
-    drawn = plots.figure(6.8, 2.6, 1, 2)
-    for l0, axes in zip((32, 128), drawn.axes, strict=True):
-        bands.matched_histogram(table, frequencies, axes, by="cell", lines=styled(CELLS), l0=l0)
-        axes.set_ylim(top=30 * axes.get_ylim()[1])
-        axes.legend(fontsize=6, loc="upper left", frameon=False)
-    return drawn
-
-
-def _effects(found: pd.DataFrame) -> Figure:
-    shown = {
-        FVU.name: "log FVU at matched L0",
-        LOSS.name: "log delta LM loss at matched L0",
-        FREQUENT[0].name: "share of L0 above 10%, matched L0",
-        FREQUENT[1].name: "the same, matched delta LM loss",
-    }
-    drawn = plots.figure(6.8, 3.6, 2, 2)
-    for (name, title), axes in zip(shown.items(), drawn.axes, strict=True):
-        rows = found[found["outcome"] == name]
-        bands.effects(rows, axes, names=SIDES, by="way")
-        axes.set_title(title, fontsize=8)
-    return plots.legend_below(drawn, axes, size=7)
