@@ -10,8 +10,9 @@ the start. Beside them stand what chance gives, random directions, and what no t
 centred activations of as many random tokens.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,15 @@ def best_matches(a: Float[Tensor, "latents_a d_in"], b: Float[Tensor, "latents_b
     return Match(best, cosines.argmax(0)[index] == torch.arange(len(a)))
 
 
+class Live(NamedTuple):
+    """The latents of an arm that fired: what is known of the arm, their decoder rows, and how often
+    they fire."""
+
+    known: Mapping[str, Any]
+    directions: Float[Tensor, "latents d_in"]
+    frequency: Float[np.ndarray, " latents"]
+
+
 @torch.no_grad()
 def matches(finished: Finished) -> pd.DataFrame:
     """One row an ordered pair of arms of different seeds, for each of `AT`: at, arm, architecture,
@@ -61,39 +71,49 @@ def matches(finished: Finished) -> pd.DataFrame:
     weighted by its frequency). `to_architecture` is `EVERY` for latents that match in all arms of
     other seeds, `RANDOM` and `TOKENS` for the baselines."""
     frequencies = pd.read_parquet(finished.folder / "frequencies.parquet").set_index("arm")
-    some = islice(finished.cache.batches(BATCH, 0), -(-finished.preset.d_sae // BATCH))
-    x = torch.cat([each.float().cpu() for each in some])
-    tokens = x - x.mean(0)
-    generator = torch.Generator().manual_seed(0)
+    tokens, generator = _centred(finished), torch.Generator().manual_seed(0)
     found = []
     for l0 in AT:
-        rows = nearest(finished.table, l0).to_dict("records")
-        rates = {row["arm"]: np.asarray(frequencies.loc[row["arm"], "frequency"]) for row in rows}
-        decoders = {
-            arm: finished.sae(arm).W_dec.cpu()[torch.from_numpy(p > 0)] for arm, p in rates.items()
-        }
-        for row in rows:
-            mine, p = decoders[row["arm"]], rates[row["arm"]][rates[row["arm"]] > 0]
-            known = {"at": l0} | {key: row[key] for key in ("arm", "architecture", "seed", "l0")}
-            known |= {"latents": len(mine)}
-            of_others = []
-            for other in rows:
-                if other["seed"] != row["seed"]:
-                    match = best_matches(mine, decoders[other["arm"]])
-                    to = {f"to_{key}": other[key] for key in ("arm", "architecture", "seed", "l0")}
-                    found.append(known | to | _shares(match, p))
-                    of_others.append(match)
-            chance = torch.randn(mine.shape, generator=generator)
-            joint = {RANDOM: best_matches(mine, chance)}
-            joint |= {TOKENS: best_matches(mine, tokens[: len(mine)])}
-            if of_others:
-                cosines, mutual = (torch.stack(each) for each in zip(*of_others, strict=True))
-                joint |= {EVERY: Match(cosines.amin(0), mutual.all(0))}
-            found += [
-                known | {"to_architecture": name} | _shares(match, p)
-                for name, match in joint.items()
-            ]
+        arms = []
+        for row in nearest(finished.table, l0).to_dict("records"):
+            p = np.asarray(frequencies.loc[row["arm"], "frequency"])
+            rows = finished.sae(row["arm"]).W_dec.cpu()[torch.from_numpy(p > 0)]
+            known = {key: row[key] for key in ("arm", "architecture", "seed", "l0")}
+            arms.append(Live(known, rows, p[p > 0]))
+        for arm in arms:
+            chance = torch.randn(arm.directions.shape, generator=generator)
+            given = {"at": l0, **arm.known, "latents": len(arm.directions)}
+            pairs = [*_beside(arm, arms), *_baselines(arm, {RANDOM: chance, TOKENS: tokens})]
+            found += [given | to | _shares(match, arm.frequency) for to, match in pairs]
     return pd.DataFrame(found)
+
+
+def _centred(finished: Finished) -> Float[Tensor, "tokens d_in"]:
+    """Activations less their mean, of about as many random tokens as there are latents."""
+    some = islice(finished.cache.batches(BATCH, 0), -(-finished.preset.d_sae // BATCH))
+    x = torch.cat([each.float().cpu() for each in some])
+    return x - x.mean(0)
+
+
+def _beside(arm: Live, arms: Iterable[Live]) -> Iterator[tuple[dict[str, Any], Match]]:
+    """The arm beside each of other seeds, and beside all of them at once."""
+    found = []
+    for other in arms:
+        if other.known["seed"] != arm.known["seed"]:
+            found.append(best_matches(arm.directions, other.directions))
+            yield {f"to_{key}": value for key, value in other.known.items()}, found[-1]
+    if found:
+        cosines, mutual = (torch.stack(each) for each in zip(*found, strict=True))
+        yield {"to_architecture": EVERY}, Match(cosines.amin(0), mutual.all(0))
+
+
+def _baselines(
+    arm: Live, directions: Mapping[str, Tensor]
+) -> Iterator[tuple[dict[str, Any], Match]]:
+    """The arm beside as many directions of each kind."""
+    for name, rows in directions.items():
+        match = best_matches(arm.directions, rows[: len(arm.directions)])
+        yield {"to_architecture": name}, match
 
 
 def _shares(match: Match, p: Float[np.ndarray, " latents"]) -> dict[str, float]:
