@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ablations._estimators import PULLS, look
 from ablations._matched import in_words
-from ablations._places import apart, by_place, over
+from ablations._places import apart, in_places, intervals_of
 from ablations._threshold_noise import loglog, text
 from ablations._threshold_training import (
     FVU,
@@ -53,10 +53,10 @@ def lined(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """log FVU of a line minus another, mean over `COMMON`, paired over seeds: columns way (how
-    rates were dealt with), against, bandwidth, mean, low, high, n, and by_place in words. `against`
-    is a kind, for a bandwidth minus the reference within it; or `BETWEEN`, for exact jumps minus
-    straight-through at equal bandwidth.
+    """log FVU of a line minus another, at each place of L0 that both reach and in the mean over
+    `COMMON`, paired over seeds: columns way (how rates were dealt with), against, bandwidth, and
+    those of `intervals_of`. `against` is a kind, for a bandwidth minus the reference within it; or
+    `BETWEEN`, for exact jumps minus straight-through at equal bandwidth.
 
     Args:
         table: what `lined` gives.
@@ -76,9 +76,8 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
             if {of, to} <= there:
                 values = apart(rows, FVU, "line", of, to)
                 row = {"way": way, "against": against, "bandwidth": width}
-                row |= {"by_place": by_place(values)}
-                found.append(row | vars(over(values, COMMON)))
-    return pd.DataFrame(found)
+                found.append(intervals_of(values, COMMON).assign(**row))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 BETWEEN = f"{EXACT} against {KINDS['']}"
@@ -99,13 +98,15 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     ]
     if found.empty:
         return "\n".join([*said, "  there is nothing to compare: no answer."])
-    for way, parts in found.groupby("way", sort=False):
+    places, means = found[found["l0"].notna()], found[found["l0"].isna()]
+    for way, parts in means.groupby("way", sort=False):
         said.append(f"  {way}:")
         said += [_sentence(str(kind), rows) for kind, rows in parts.groupby("against", sort=False)]
-    own = found[found["way"] == list(WAYS)[1]]
+    own = means[means["way"] == list(WAYS)[1]]
     for kind, rows in own.groupby("against", sort=False):
         said.append(f"  So, each at its own rate, {kind}: {decided(_calls(rows), FLOOR)}.")
-        said += [f"    eps {r.bandwidth:g}: {r.by_place}." for r in rows.itertuples() if r.by_place]
+        here = places[(places["way"] == list(WAYS)[1]) & (places["against"] == kind)]
+        said += [f"    eps {eps:g}: {in_places(r)}." for eps, r in here.groupby("bandwidth")]
     order = [line_of(width, pull) for pull in PULLS for width in sorted(set(table["bandwidth"]))]
     said.append(rates_chosen(table, order))
     if len(seen):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ablations._compute import PLACES, at_compute, common_places, gained, sentences
 from ablations._lines import prepared
 from ablations._matching import AT, EVERY, RANDOM, TOKENS, shares
-from ablations._places import apart, by_place, over, reached
+from ablations._places import apart, by_place, intervals_of, over, reached
 from ablations._squares import saying
 from sae_bench import plots
 from sae_bench.contrasts import Outcome, Square, matched
@@ -111,12 +111,11 @@ def differences(full: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for outcome in OUTCOMES:
         for (of, to), found in _pairs(full, outcome).items():
-            places = reached(found)
-            known = {float(l0): over(found, [l0]) for l0 in places}
-            known |= {math.nan: over(found, places)} if places else {}
-            row = {"outcome": outcome.y, "of": of, "to": to}
-            rows += [row | {"l0": l0} | vars(each) for l0, each in known.items()]
-    return pd.DataFrame(rows)
+            if places := reached(found):
+                row = {"outcome": outcome.y, "of": of, "to": to}
+                rows.append(intervals_of(found, places).assign(**row))
+    columns = ["outcome", "of", "to", "l0", "mean", "low", "high", "n"]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
 def _against(full: pd.DataFrame, outcome: Outcome) -> list[str]:

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations._matched import in_words
-from ablations._places import apart, by_place, over
+from ablations._places import apart, in_places, intervals_of
 from ablations._threshold_noise import text
 from ablations._threshold_training import FVU, PLACES, decided, word
 from ablations._windows import EXPLAINED, FLOOR, SEEN, SHAPES
@@ -24,9 +24,9 @@ def compared(table: pd.DataFrame, way: str) -> pd.DataFrame:
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """Every other shape minus the rectangle, log FVU, mean over `PLACES` of L0, paired over seeds:
-    columns way, contrast (the shape), mean, low, high, n, and by_place in words. No rows without a
-    rectangle.
+    """Every other shape minus the rectangle, log FVU at each of `PLACES` of L0 that both reach and
+    in the mean over all, paired over seeds: columns way, contrast (the shape), and those of
+    `intervals_of`. No rows without a rectangle.
 
     Args:
         table: what `named` gives.
@@ -36,10 +36,9 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         rows = compared(table, way)
         for shape in SHAPES:
             if shape != REFERENCE and shape in set(rows["shape"]):
-                found_apart = apart(rows, FVU, "shape", shape, REFERENCE)
-                effect, places = over(found_apart, PLACES), by_place(found_apart)
-                found.append({"way": way, "contrast": shape, "by_place": places} | vars(effect))
-    return pd.DataFrame(found)
+                values = apart(rows, FVU, "shape", shape, REFERENCE)
+                found.append(intervals_of(values, PLACES).assign(way=way, contrast=shape))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
@@ -58,7 +57,8 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     if found.empty:
         return "\n".join([*said, "  the rectangle and another shape are not there: no answer."])
     calls: dict[str, dict[str, Interval]] = {}
-    for way, rows in found.groupby("way", sort=False):
+    for way, every in found.groupby("way", sort=False):
+        rows, places = every[every["l0"].isna()], every[every["l0"].notna()]
         calls[way] = intervals(rows)
         shown = ", ".join(
             f"{r.contrast} {in_words(calls[way][r.contrast])} "
@@ -66,7 +66,8 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
             for r in rows.itertuples()
         )
         said.append(f"  {way}: {shown}.")
-        said += [f"    {r.contrast}: {r.by_place}." for r in rows.itertuples() if r.by_place]
+        shapes = places.groupby("contrast", sort=False)
+        said += [f"    {shape}: {in_places(each)}." for shape, each in shapes]
     said += [f"  So, at {way}: {decided(each, FLOOR)}." for way, each in calls.items()]
     said += _widths(calls)
     if len(seen):

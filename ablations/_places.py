@@ -46,6 +46,18 @@ def over(found: pd.DataFrame, places: Iterable[int]) -> Interval:
     return t_interval(found[list(places)].mean(axis=1, skipna=False).to_numpy(float))
 
 
+def intervals_of(found: pd.DataFrame, places: Iterable[int]) -> pd.DataFrame:
+    """One row a place that both lines reach, then the mean over `places`: columns l0 (NaN for the
+    mean), mean, low, high, n.
+
+    Args:
+        found: what `apart` gives.
+        places: among its columns.
+    """
+    rows = [{"l0": float(l0)} | vars(over(found, [l0])) for l0 in reached(found)]
+    return pd.DataFrame([*rows, {"l0": math.nan} | vars(over(found, places))])
+
+
 def by_place(found: pd.DataFrame, say: Callable[[Interval], str] = Interval.percent) -> str:
     """`L0 16 +1.0% [0.8, 1.2], L0 24 ...`, those places that are reached.
 
@@ -53,5 +65,16 @@ def by_place(found: pd.DataFrame, say: Callable[[Interval], str] = Interval.perc
         found: what `apart` gives.
         say: how an effect is said.
     """
-    shown = (f"L0 {l0} {say(t_interval(found[l0].to_numpy(float)))}" for l0 in reached(found))
+    return in_places(intervals_of(found, found.columns), say)
+
+
+def in_places(rows: pd.DataFrame, say: Callable[[Interval], str] = Interval.percent) -> str:
+    """As `by_place`.
+
+    Args:
+        rows: what `intervals_of` gives, or those of its rows that are of places.
+        say: how an effect is said.
+    """
+    known = rows[rows["l0"].notna()]
+    shown = (f"L0 {r.l0:g} {say(Interval(r.mean, r.low, r.high, r.n))}" for r in known.itertuples())
     return ", ".join(shown)

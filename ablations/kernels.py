@@ -197,7 +197,7 @@ def _part(results: Results, name: str) -> pd.DataFrame:
 
 def contrasts(results: Results) -> pd.DataFrame:
     """Every shape minus the rectangle; every bandwidth minus the reference, exact jumps minus
-    straight-through: means over places of L0, by_place in words."""
+    straight-through: at each place of L0, and means over them."""
     found = [pd.DataFrame()]
     if len(table := _part(results, SHAPE)):
         found.append(_kernel_shapes.effects(table))

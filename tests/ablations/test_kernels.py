@@ -154,8 +154,9 @@ def test_an_effect_of_shape_is_told_from_one_of_width(
 ) -> None:
     results = planted("shapes", effect, as_dense)
     found = _kernel_shapes.effects(named(results.table))
-    assert found["by_place"].str.count("L0 ").eq(6).all()
-    gaussian = found[found["contrast"] == "Gaussian"].set_index("way")["mean"]
+    assert found.groupby(["way", "contrast"])["l0"].count().eq(6).all()
+    means = found[found["l0"].isna()]
+    gaussian = means[means["contrast"] == "Gaussian"].set_index("way")["mean"]
     said = kernels.answer(results)
     for way, expected in zip(_kernel_shapes.WAYS, words, strict=True):
         line = next(each for each in said.splitlines() if each.startswith(f"  {way}:"))
@@ -200,6 +201,13 @@ def test_words_of_intervals() -> None:
 # -- bandwidths -----------------------------------------------------------------------------------
 
 
+def means_of(table: pd.DataFrame) -> pd.Series:
+    """Means over places, by way, kind and bandwidth."""
+    found = _bandwidths.effects(table)
+    found = found[found["l0"].isna()]
+    return found.set_index(["way", "against", "bandwidth"])["mean"].sort_index()
+
+
 def narrow_is_noisy(arm: Arm) -> float:
     """FVU rises with the distance of eps from 0.02, half as much with exact jumps."""
     kernel = arm.slots["kernel"]
@@ -210,9 +218,7 @@ def narrow_is_noisy(arm: Arm) -> float:
 def test_the_bandwidth_that_is_best_is_found() -> None:
     results = planted("bandwidth", narrow_is_noisy, as_dense)
     table = _bandwidths.lined(named(results.table))
-    found = (
-        _bandwidths.effects(table).set_index(["way", "against", "bandwidth"])["mean"].sort_index()
-    )
+    found = means_of(table)
     for way in ("at one threshold lr", "each at its own threshold lr"):
         for kind, size in (("straight-through", 0.1), ("exact jump", 0.05)):
             assert found[way, kind, 2e-3] == pytest.approx(size, abs=0.002)
@@ -244,9 +250,7 @@ def test_a_bandwidth_at_its_own_rate() -> None:
 
     results = planted("bandwidth", effect, as_dense)
     table = _bandwidths.lined(named(results.table))
-    found = (
-        _bandwidths.effects(table).set_index(["way", "against", "bandwidth"])["mean"].sort_index()
-    )
+    found = means_of(table)
     kind = "straight-through"
     assert found["at one threshold lr", kind, 6.3e-4] == pytest.approx(0.1, abs=0.005)
     assert found["each at its own threshold lr", kind, 6.3e-4] == pytest.approx(-0.1, abs=0.005)
@@ -275,6 +279,7 @@ def test_effects_are_means_over_the_same_places_or_told_place_by_place() -> None
     said = kernels.answer(results)
     assert "Diverged: BatchKDE(Rectangle(0.002)) 1 of " in said
     found = _bandwidths.effects(_bandwidths.lined(kernels._part(results, "bandwidth")))
+    assert set(kernels.contrasts(results)["against"]) == set(found["against"])
     counts = found[found["against"] == "straight-through"].groupby("bandwidth")["n"].max()
     assert counts[2e-3] == 2
     assert counts[6.3e-3] == 3
