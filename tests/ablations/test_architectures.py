@@ -1,6 +1,7 @@
 """All architectures against each other: matched L0, equal compute, latents that match."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from ablations import _comparison, _compute, _matching, architectures
+from ablations import _comparison, _compute, _documents, _matching, architectures
 from sae_bench.ablation import Finished
+from sae_bench.contrasts import compare
 from sae_bench.results import Results
 from sae_bench.run import run
 from tests.grids import tensor_cache
@@ -66,6 +68,31 @@ def test_products_are_those_of_the_issue(results: Results) -> None:
     assert found.pop("Gated") == pytest.approx(7, abs=0.3)
     assert found.pop("GatedRIL1") == pytest.approx(8, abs=0.3)
     assert found.drop("Matryoshka").to_numpy() == pytest.approx(5, abs=0.3)
+
+
+def test_noise_of_documents_is_of_the_full_budget(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On all documents the differences are those of the table; a loss needs a language model. After
+    a few steps only lines with a k share a range of L0, so others are held against TopK."""
+    monkeypatch.setattr(_documents, "REPLICATES", 5)
+    monkeypatch.setattr(_comparison, "COMPARED_TO", "TopK")
+    anywhere = replace(_comparison.FVU, at=())
+    monkeypatch.setattr(architectures, "FVU", anywhere)
+    preset = finished.preset.replace(data=STUDY.data.replace(lm_tokens=0))
+    found = architectures.documents(replace(finished, preset=preset))
+    assert set(found["outcome"]) == {"FVU"}
+    full = _comparison.full_budget(_comparison.prepared(finished.table))
+    first = full[full["seed"] == 0]
+    expected = compare(first, _comparison.squares(full), (anywhere,), "cell")
+    keys = ["way", "contrast"]
+    both = found.merge(expected, on=keys, suffixes=("", "_expected"))
+    assert set(both["way"]) == set(finished.table["architecture"]) - {"TopK"}
+    assert (both["places"] > 0).any()
+    assert both["mean"].to_numpy() == pytest.approx(
+        both["mean_expected"].to_numpy(), rel=1e-4, abs=1e-6, nan_ok=True
+    )
+    assert _comparison._of_documents(found)[1].startswith("    FVU: ")
 
 
 # -- latents that match ---------------------------------------------------------------------------
