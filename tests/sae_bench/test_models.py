@@ -237,9 +237,19 @@ def test_import_is_light() -> None:
 
 
 DEFAULT = cache_root() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+needs_default = pytest.mark.skipif(
+    not DEFAULT.is_file(), reason="the default model has not been fetched"
+)
 
 
-@pytest.mark.skipif(not DEFAULT.is_file(), reason="the default model has not been fetched")
+@needs_default
+def test_the_default_model_is_what_its_gguf_file_holds() -> None:
+    """The file is converted once; caches made from either are the same."""
+    converted = LanguageModel.load("smollm2", device="cpu")
+    assert LanguageModel.load(DEFAULT, device="cpu").fingerprint() == converted.fingerprint()
+
+
+@needs_default
 def test_default_model() -> None:
     lm = LanguageModel.load("smollm2", device="cpu")
     assert (lm.name, lm.spec, lm.n_layers, lm.d_model) == ("smollm2", "smollm2", 30, 576)
