@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations._compute import PLACES, at_compute, common_places, gained, sentences
-from ablations._lines import prepared
+from ablations._lines import dead_latents, prepared
 from ablations._matching import AT, EVERY, RANDOM, TOKENS, shares
 from ablations._places import apart, by_place, intervals_of, over, reached
 from ablations._squares import saying
@@ -59,9 +59,11 @@ def verdict(results: Results) -> str:
     for outcome in OUTCOMES:
         said += [f"  {outcome.name}, equal tokens:", *_against(full, outcome)]
     said.append(f"  {SHARE.name}, each by itself, {_levels(full, SHARE)}.")
+    said.append(f"  {dead_latents(full, 'architecture')}.")
     for tokens in sorted(table["train_tokens"].unique())[-2::-1]:
         part = table[table["train_tokens"] == tokens]
-        said += [f"  {FVU.name}, {tokens:,.0f} tokens:", *_against(part, FVU)]
+        for outcome in (FVU, LOSS):
+            said += [f"  {outcome.name}, {tokens:,.0f} tokens:", *_against(part, outcome)]
     if len(found := further.get("documents", pd.DataFrame())):
         said += _of_documents(found)
     if table["train_tokens"].nunique() > 1 and (places := common_places(table)):
@@ -141,8 +143,9 @@ def _of_documents(found: pd.DataFrame) -> list[str]:
         )
         said.append(f"    {name}: {shown}.")
     return [
-        "  Noise of the text, which those intervals do not hold: means over places of one seed, "
-        f"95% over {rows['documents'].iloc[0]} documents drawn anew:",
+        "  Noise of the text, which those intervals do not hold: means over places of the first "
+        f"seed, 95% over {rows['documents'].iloc[0]} documents drawn anew (draws in which a loss "
+        "is not positive are left out):",
         *said,
     ]
 
@@ -154,11 +157,24 @@ def _of_latents(found: pd.DataFrame) -> list[str]:
         own = ", ".join(_own(found[found["at"] == l0], str(name)) for name in same.index)
         said.append(f"    arms nearest to L0 {l0}: {own}.")
         every, tokens = (_range(same[column]) for column in (EVERY, TOKENS))
+        said.append(f"      {_across(same)}")
+        chance = f"among random directions at most {same[RANDOM].max():.0%}"
         said.append(
-            f"      in every arm of the other seeds {every}; among centred activations of as many "
-            f"random tokens {tokens}; among random directions at most {same[RANDOM].max():.0%}."
+            f"      in all arms of the other seeds near that L0 {every}; among centred activations "
+            f"of as many random tokens {tokens}; {chance}."
         )
     return said
+
+
+def _across(same: pd.DataFrame) -> str:
+    """Which other architecture has the most and the fewest of an architecture's latents."""
+    names = [name for name in same.index if name in same.columns]
+    pairs = {(a, b): float(same.loc[a, b]) for a in names for b in names if a != b}
+    if not pairs:
+        return "one architecture alone."
+    (most, fewest) = max(pairs, key=pairs.__getitem__), min(pairs, key=pairs.__getitem__)
+    shown = (f"{pairs[pair]:.0%} of {pair[0]}'s in {pair[1]}" for pair in (most, fewest))
+    return f"between architectures {' down to '.join(shown)}."
 
 
 def _range(values: "pd.Series[float]") -> str:
@@ -174,13 +190,17 @@ def _own(found: pd.DataFrame, name: str) -> str:
 
 
 def _of_one_seed(table: pd.DataFrame) -> str:
-    said = [f"Architectures against {COMPARED_TO} + L1, one seed: no intervals, so no verdict."]
+    said = [
+        f"Architectures against {COMPARED_TO} + L1, one seed: no intervals, so no verdict. (Of "
+        f"{LOSS.name} arms whose interval over documents is above 0.)"
+    ]
     names = [name for name in table["architecture"].unique() if name != COMPARED_TO]
     if COMPARED_TO not in set(table["architecture"]):
         return said[0]
-    for outcome in OUTCOMES[:2]:
+    heard = table[table["delta_lm_loss_low"] > 0] if "delta_lm_loss_low" in table else table
+    for outcome, rows in ((FVU, table), (LOSS, heard)):
         for name in names:
-            if shown := by_place(apart(table, outcome, "architecture", name, COMPARED_TO)):
+            if shown := by_place(apart(rows, outcome, "architecture", name, COMPARED_TO)):
                 said.append(f"  {outcome.name}, {name}: {shown}.")
     return "\n".join(said)
 

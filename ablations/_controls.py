@@ -11,6 +11,7 @@ Fitted on training rows, measured on the held-out side.
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from ablations._lines import prepared
 from sae_bench import bands, plots
 from sae_bench.ablation import Finished
+from sae_bench.contrasts import matched
 from sae_bench.evaluate import evaluate
 from sae_bench.posthoc import rescaled, thresholded
 from sae_bench.sae import SparseAutoencoder
@@ -28,6 +30,10 @@ SWEEP = (128, 64, 32, 16)
 ROWS = 32_768
 """Training rows on which factors and thresholds are fitted."""
 CONTROLS = ("rescaled", "thresholded", "thresholded, rescaled")
+BESIDE = "ReLU + L0 (input)"
+"""The cell that changes the selection in training."""
+PLACES = (16, 32, 64, 112)
+"""Values of L0 at which they are compared; the densest SAE's threshold reaches 120."""
 
 
 def derived(
@@ -60,6 +66,34 @@ def controls(finished: Finished) -> pd.DataFrame:
     measured = evaluate(saes, cache.held_out, lm_tokens=finished.preset.data.lm_tokens)
     given = pd.DataFrame(known).drop(columns=[c for c in measured if c in known[0]])
     return given.join(measured.set_index("sae").drop(columns="frequency"))
+
+
+def compared(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+    """FVU of each control, and of the cell that it stands beside, against the trained `SOURCE` at
+    matched L0: means over the seeds of the controls, one line each.
+
+    Args:
+        table: what `prepared` gives.
+        found: what `controls` gives.
+    """
+    seeds = sorted({int(seed) for seed in found["seed"]})
+    rows = pd.concat([table[table["cell"].isin((SOURCE, BESIDE))], found])
+    rows = rows[rows["seed"].isin(seeds)].assign(eval_set="one")
+    rows = rows.assign(log_l0=np.log(rows["l0"]), log_fvu=np.log(rows["fvu"]))
+    values = matched(rows, "log_l0", "log_fvu", list(np.log(PLACES)), "cell")
+    said = [
+        f"Without training for it: {SOURCE} with other codes or thresholds, FVU against the "
+        f"trained one at matched L0, means over seeds {', '.join(map(str, seeds))}:"
+    ]
+    for name in (*CONTROLS, BESIDE):
+        apart = np.expm1((values.loc[name] - values.loc[SOURCE]).mean())
+        shown = ", ".join(
+            f"L0 {place} {apart.iloc[index]:+.1%}"
+            for index, place in enumerate(PLACES)
+            if np.isfinite(apart.iloc[index])
+        )
+        said.append(f"  {name}: {shown}.")
+    return said
 
 
 def controlled(table: pd.DataFrame, found: pd.DataFrame) -> Figure:

@@ -32,9 +32,10 @@ def converging(found: pd.DataFrame, lines: list[str]) -> Figure:
     """FVU against tokens, a panel an L0, a curve a line.
 
     Args:
-        found: what `convergence` gives.
+        found: what `convergence` gives, of which each line's first seed is drawn.
         lines: to draw.
     """
+    found = found[found["seed"] == found.groupby("cell")["seed"].transform("min")]
     figure = plots.figure(6.8, 2.6, 1, 2)
     for near, axes in zip(AT, figure.axes, strict=True):
         for line, look in styled(lines).items():

@@ -201,7 +201,9 @@ def described(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
     found = effects(table)
     said = [
         f"Training, {table['seed'].nunique()} paired seeds (weights and data order). FVU at "
-        "matched L0 against the batch estimate, 95% t-intervals over seeds (below 0: better):"
+        "matched L0 against the batch estimate, 95% t-intervals over seeds (below 0: better); "
+        f"places are those of L0 {', '.join(map(str, PLACES))} that all seeds of a 2x2 reach. "
+        "Other rates than the base have one arm a seed: its gain is taken for all places."
     ]
     if found.empty:
         return "\n".join([*said, "  the lines that are compared are not all there: no answer."])
@@ -231,13 +233,16 @@ def concluded(found: pd.DataFrame) -> str:
     Args:
         found: what `effects` gives.
     """
-    own = found[(found["way"] == list(WAYS)[1]) & (found["contrast"] == "A")]
-    calls = {r.state: Interval(r.mean, r.low, r.high, r.n) for r in own.itertuples()}
-    widest = max(max(abs(each.low), abs(each.high)) for each in calls.values())
+    own = found[found["way"] == list(WAYS)[1]]
+    both = own[own["contrast"] == "A"]
+    calls = {r.state: Interval(r.mean, r.low, r.high, r.n) for r in both.itertuples()}
+    ends = own.loc[own["contrast"].isin(("A", "A without B", "A with B")), ["low", "high"]]
     return (
-        f"  So, each at its own rate: {decided(calls)}. Effects of state beyond "
-        f"{widest:.1%} in either direction are outside all of these intervals; other budgets, "
-        "widths, models and Adam's beta1 are outside the study."
+        f"  So, each at its own rate and in the mean of both coefficients: {decided(calls)}. "
+        f"Gains beyond {-np.expm1(ends.min(axis=None)):.1%} and losses beyond "
+        f"{np.expm1(ends.max(axis=None)):.1%} are outside all of these intervals, of each "
+        "coefficient and of the mean; other budgets, widths, models and Adam's beta1 are outside "
+        "the study."
     )
 
 
@@ -296,6 +301,7 @@ def _behaviour(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
         "FVU": base["fvu"].mean(),
         "median theta": base["theta"].mean(),
         "moved": base["moved"].mean(),
+        "dead": base["dead"].mean(),
         f"steps to L0 {TARGET}": base["steps"].mean(),
         "reached": base["steps"].agg(lambda steps: steps.notna().mean()),
     }
@@ -306,9 +312,10 @@ def _behaviour(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
     return (
         f"  Thresholds at coefficient {middle_coefficient(table):g} and threshold lr "
         f"{base_rate(table):g}, means over seeds: moved = share with |theta - start| > "
-        f"{MOVED:.0%} of the start; reached = share of seeds that reach L0 {TARGET}; spread = "
-        "standard deviation of log theta over data orders at equal initial weights, median over "
-        "latents that fired:\n" + text(known.loc[_known(known)], 3)
+        f"{MOVED:.0%} of the start; reached = share of seeds that reach L0 {TARGET}. Spread, of "
+        "one seed and two data orders at each rate = standard deviation of log theta over orders "
+        "at equal initial weights, median over latents that fired:\n"
+        + text(known.loc[_known(known)], 3)
     )
 
 

@@ -82,7 +82,7 @@ def said_of(
         cut, less, control = (_of(by.loc[(line, part, name)]) for name in (short, middle, CONTROL))
         said.append(
             f"  {line} trained on {part}: {cut}; last {middle} tokens {less}; control {control}; "
-            f"due to the token's own distant text {over.points()} vanish, over seeds "
+            f"more than in the control {over.points()} vanish, over seeds "
             f"[{100 * own['seeds_low']:+.2f}, {100 * own['seeds_high']:+.2f}], "
             f"{100 * own['appeared']:+.2f} points appear."
         )
@@ -126,7 +126,10 @@ def by_class(by_frequency: pd.DataFrame, short: str) -> str:
     sums = by_frequency.groupby(["cut", "frequency"])[["firings", "vanished"]].sum()
     share = sums["vanished"] / sums["firings"].where(sums["firings"] > 0)
     apart = (share[short] - share[CONTROL]).dropna()
-    return ", ".join(f"{100 * value:+.1f} up to {end:.1%}" for end, value in apart.items())
+    firings = sums["firings"][short]
+    return ", ".join(
+        f"{100 * value:+.1f} up to {end:.1%} ({firings[end]:,})" for end, value in apart.items()
+    )
 
 
 def lost(found: pd.DataFrame, cut: str) -> float:

@@ -38,7 +38,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations._lines import Tuned, prepared
+from ablations._lines import Tuned, dead_latents, prepared
 from ablations.factorial import STUDY
 from architectures import BatchTopKSAE, JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
@@ -207,6 +207,7 @@ def answer(results: Results) -> str:
         for line, effects in found.items():
             shown = "; ".join(f"{place} {say(each)}" for place, each in effects.items())
             said.append(f"  {name}, {line} at L0 {shown}.".replace("at L0 mean", "mean"))
+    said.append(f"  {dead_latents(table, 'line')}.")
     if results.further.get("difficulty", pd.DataFrame()).empty:
         return "\n".join(said)
     return "\n".join([*said, *_by_tokens(_deciles(results), outcomes)])
@@ -219,15 +220,21 @@ def _by_tokens(deciles: pd.DataFrame, outcomes: Iterable[tuple]) -> Iterator[str
             found = differences(deciles[deciles["decile"] == decile], y, at)
             shown = ", ".join(f"{line} {say(each['mean'])}" for line, each in found.items())
             yield f"  {name}, {words} tenth of the tokens, mean: {shown or 'no common range'}."
-    relative, fvu = _relative(deciles), np.log(_fvu_at(deciles).loc[FIXED].mean())
+    relative, levels = _relative(deciles), _fvu_at(deciles).loc[FIXED].mean()
+    fvu = np.log(levels)
+    yield (
+        f"  FVU of {FIXED} at L0 {AT} by decile, from easy to hard: "
+        f"{', '.join(f'{value:.3f}' for value in levels)}."
+    )
     for line in ADAPTIVE:
         shown = ", ".join(f"{share:.2f}" for share in relative.loc[line])
         latents = np.log(relative.loc[line])
-        with_fvu, without = (np.corrcoef(latents[first:], fvu[first:])[0, 1] for first in (0, 1))
+        with_fvu, without = (latents[first:].corr(fvu[first:]) for first in (0, 1))
+        by_rank = [latents[first:].corr(fvu[first:], method="spearman") for first in (0, 1)]
         yield (
             f"  L0 over its mean by decile, from easy to hard, {line}: {shown}; its logarithm "
-            f"correlates with that of {FIXED}'s FVU at L0 {AT} at {with_fvu:+.2f}, without the "
-            f"easiest at {without:+.2f}."
+            f"correlates with that of {FIXED}'s FVU at L0 {AT} at {with_fvu:+.2f} (of ranks "
+            f"{by_rank[0]:+.2f}), without the easiest at {without:+.2f} ({by_rank[1]:+.2f})."
         )
 
 

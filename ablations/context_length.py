@@ -48,6 +48,7 @@ delta LM loss on 2,048 tokens of each evaluation set, 7 for the rest.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ from ablations._matched import (
 )
 from ablations._positions import at_l0, by_position, far_apart, positions
 from ablations._turnover import by_class, elicits_other, lost, named, said_of, shares, turnover
-from ablations._vanishing import CONTROL, NEAR, latents, vanishing
+from ablations._vanishing import CONTROL, NEAR, TOKENS, latents, vanishing
 from ablations.factorial import RECIPE
 from architectures import JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
@@ -241,6 +242,20 @@ def _effects_in_words(found: pd.DataFrame, sets: list[str], trained: list[str]) 
                     f"in {evaluate} {both} ({apart})" if at[evaluate] else f"in {evaluate} {both}"
                 )
             yield f"  trained on {name}: {'; '.join(shown)}."
+    for name, evaluate in _opposed(found, trained, sets):
+        yield (
+            f"  FVU and loss disagree for training on {name} in contexts of {evaluate}: each "
+            "interval excludes 0, on opposite sides."
+        )
+
+
+def _opposed(found: pd.DataFrame, trained: list[str], sets: list[str]) -> Iterable[tuple[str, str]]:
+    """Training contexts and evaluation contexts whose effects on FVU and loss have other signs."""
+    for name, evaluate in product(trained, sets):
+        where = {"line": BOTH, "evaluate": evaluate, "contrast": name}
+        fvu, loss = (interval_of(found, outcome=each.name, **where) for each in (FVU, LOSS))
+        if fvu.excludes_zero and loss.excludes_zero and fvu.mean * loss.mean < 0:
+            yield name, evaluate
 
 
 def _reading_in_words(found: pd.DataFrame, table: pd.DataFrame) -> str:
@@ -297,19 +312,24 @@ def _contexts(table: pd.DataFrame, length: str) -> int:
 def _vanishing_in_words(results: Results, table: pd.DataFrame) -> list[str]:
     short, middle, long = lengths_of(table)
     found = shares(named(results.further["vanishing"], table), short)
-    rare = results.further["latents"]
+    rare = named(results.further["latents"], table)
     return [
-        f"Does {short} elicit other features? {elicits_other(found, long)}, by the SAEs trained on "
-        f"{long}. Firings of tokens with {middle} or more of their own document before them in "
-        f"contexts of {long}, of the SAEs nearest to L0 {NEAR}, when the model reads the last "
-        f"{short} tokens only; 95% over {found['documents'].max()} documents. The control counts "
-        "what foreign text elicits as well, so that the difference is a lower bound:",
+        f"Do other latents fire with {short}? {elicits_other(found, long)}, by the SAEs trained on "
+        f"{long}. Firings of {TOKENS} tokens with {middle} or more of their own document before "
+        f"them in contexts of {long}, of the SAEs nearest to L0 {NEAR}, when the model reads the "
+        f"last {short} tokens only; 95% over {found['documents'].max()} documents. The control "
+        "counts what foreign text elicits as well, which makes the difference too small; the cut "
+        f"puts a boundary before the last {short} tokens where the control has one already, which "
+        "may make it too large:",
         *said_of(found, short, middle, LINES, trained_on(table)),
         f"  Latents that lose more than half of their firings: {lost(rare, short):.1%} by the last "
         f"{short} tokens, {lost(rare, middle):.1%} by the last {middle}, {lost(rare, CONTROL):.1%} "
         "in the control.",
-        f"  Last {short} minus control by firing frequency of the latent, all arms together, in "
-        f"points: {by_class(rare, short)}.",
+        *(
+            f"  Last {short} minus control by firing frequency of the latent, {line}, in points "
+            f"(firings): {by_class(rare[rare['line'] == line], short)}."
+            for line in LINES
+        ),
     ]
 
 

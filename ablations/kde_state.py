@@ -30,7 +30,8 @@ Stated before the run:
   learning rate was not tuned.
 - Changed after noise had been measured once: the window had 16 places for each latent, too few for
   the frequent ones, and thinning gave back what memory took away (a step 42% of the batch
-  estimate's variance instead of 12%, integrated 3.9 times). It now has 64 a latent, shared.
+  estimate's variance instead of 12%, integrated 3.9 times; that run was not kept). It now has 64 a
+  latent, shared: at eps = 0.04 again too few for the most frequent (integrated 3.8 times).
 - FVU, not delta LM loss: 230 arms would spend 15 minutes on it.
 - Added after training had been measured: every line had chosen the lowest rate, 0.03, so the part
   `training-lower` tries 0.01 and 0.003, for all lines alike, at the middle coefficient.

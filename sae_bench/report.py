@@ -16,7 +16,10 @@ HEAD = """# Report
 Each section is one ablation: its question, its answer in words and numbers, its figures, what was
 settled before it was run, and the command that made it. All of it is drawn from the tables beside
 it: `sae-bench figures` draws the figures again, `sae-bench report` writes this file again, offline,
-and the differences that answers rest on, one a row (`contrasts/`).
+and the main differences that answers rest on, one a row (`contrasts/`). "A over B" and "A against
+B" are A minus B: of logarithms as a change in percent, of shares in points (hundredths). A mean
+over places is one over values of L0, at each of which curves are read off by monotone
+interpolation.
 """
 
 
@@ -65,7 +68,8 @@ class Section:
             yield f"- {len(arms)} SAEs ({shown}), none of them trained here"
         else:
             seeds = sorted(trained["seed"].astype(int).unique())
-            yield f"- {len(arms)} arms ({shown}), seeds {', '.join(map(str, seeds))}"
+            listed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+            yield f"- {len(arms)} arms ({shown}), {listed}"
             tokens = sorted(trained["train_tokens"].astype(int).unique())
             yield (
                 f"- training tokens of an arm: {', '.join(f'{n:,}' for n in tokens)}; "
@@ -92,7 +96,8 @@ def _listed(answer: str) -> Iterator[str]:
             here = "- " if kind else ""
             if not here or not before:
                 yield ""
-            yield here + line.strip()
+            deeper = "  " if kind == "    " and before else ""
+            yield deeper + here + line.strip()
             before = here
 
 
@@ -117,6 +122,9 @@ def _command(ablation: Ablation, arms: set[str]) -> str:
         if arms <= made:
             share = "" if arms == made else f" ({len(arms)} of its {len(made)} arms so far)"
             run = f"sae-bench run {ablation.name} --preset {name}"
+            run_parts = [part for part in parts if any(arm.startswith(f"{part}/") for arm in arms)]
+            if 0 < len(run_parts) < len(parts):
+                run += f" --parts {' '.join(run_parts)}"
             return f"`{run}`, `sae-bench publish {ablation.name}`{share}"
     return "made with settings that no preset has now"
 

@@ -117,7 +117,7 @@ def test_from_end_to_end(results: Results) -> None:
     for each in drawn.values():
         each.draw_without_rendering()
     said = context_length.answer(results)
-    for words in ("Is 6 enough?", "Fixed or variable?", "elicit other", "Not decided"):
+    for words in ("Is 6 enough?", "Fixed or variable?", "other latents fire", "Not decided"):
         assert words in said
 
 

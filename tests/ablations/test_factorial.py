@@ -274,7 +274,8 @@ def test_contrasts_over_documents(
         assert penalty[column].to_numpy() == pytest.approx(-0.2, abs=0.01)
     assert (found["high"] - found["low"]).abs().max() < 1e-9
     said = factorial.answer(Results(rows, NONE, {"documents": found}))
-    assert "over 20 documents at fixed SAEs of one seed, the widest: FVU" in said
+    assert "the SAEs of seed 4, 95% over 20 documents drawn anew" in said
+    assert "FVU at matched L0, gradients to theta only*: JumpReLU for ReLU -9.6% [" in said
 
 
 def test_sums_over_documents_are_those_of_the_table(folder: Path, finished: Results) -> None:

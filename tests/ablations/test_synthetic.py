@@ -31,10 +31,10 @@ NONE = pd.DataFrame()
 def test_six_cells_in_three_worlds() -> None:
     parts = STUDY.parts()
     arms = [arm for part in parts.values() for arm in synthetic.arms(part)]
-    assert len({arm.key for arm in arms}) == len(synthetic.arms(STUDY)) == 108
+    assert len({arm.key for arm in arms}) == len(synthetic.arms(STUDY)) == 144
     assert all(arm.ends_warm and not arm.objection for arm in arms)
     named = cell(pd.DataFrame([arm.columns() for arm in arms]))
-    assert Counter(named) == dict.fromkeys(CELLS, 18)
+    assert Counter(named) == dict.fromkeys(CELLS, 24)
     assert len({part.data for part in parts.values()}) == 3
     for name, settings in zip(CELLS, STUDY.coefficients, strict=True):
         assert (np.diff(settings) > 0).all(), name
@@ -115,7 +115,7 @@ def planted(penalty: float, activation: float) -> Results:
         name = cell(pd.DataFrame([columns])).item()
         place = STUDY.coefficients[list(CELLS).index(name)].index(columns["coefficient"])
         jitter = 0.003 * (arm.seed - 1) * (1 + 0.1 * len(name) % 1)
-        l0 = (28, 18, 12, 8, 5, 3.5)[place]
+        l0 = (28, 22, 18, 15, 12, 8, 5, 3.5)[place]
         shift = activation * name.startswith("JumpReLU") + penalty * ("+ L0" in name)
         rows.append(
             columns

@@ -48,7 +48,7 @@ def test_a_section(letters: ablation.Ablation) -> None:
     assert "![letters: a b](figures/letters/a_b.png)" in text
     assert "A second paragraph." in text
     assert "`sae-bench run letters --preset small`, `sae-bench publish letters`\n" in text
-    assert "- 5 arms (5 trained), seeds 0\n" in text
+    assert "- 5 arms (5 trained), seed 0\n" in text
     assert "512; 2.5 hours of training steps in all" in text
     assert "tokens measured: 200" in text
     assert "scored by the model" not in text
@@ -62,7 +62,7 @@ def test_tables_of_numbers_stay_tables(letters: ablation.Ablation) -> None:
     )
     text = Section(replace(letters, answer=lambda _: said), results(["a"]), [], []).text()
     table = "\n".join(["```text", *(row[4:] for row in rows), "```"])
-    assert f"- an item\n- and a table:\n\n{table}\n\n- another item\n- nested\n" in text
+    assert f"- an item\n- and a table:\n\n{table}\n\n- another item\n  - nested\n" in text
 
 
 def test_parts_of_a_grid_and_settings_of_the_past(letters: ablation.Ablation) -> None:
