@@ -164,9 +164,11 @@ WINDOWS = (
 TRIALS = {name: WINDOWS if line.windowed else RATES for name, line in LINES.items()}
 TUNED = {name: (Tuned(lr=8e-3),) for name in LINES} | {
     name: (Tuned(lr=8e-3, threshold_lr=3e-2, start=0.03),)
-    for name in ("JumpReLU + L1 (input)", "JumpReLU + quadratic")
+    for name in ("JumpReLU + L1 (theta)", "JumpReLU + L1 (input)", "JumpReLU + quadratic")
 }
-"""The trial that won for each line."""
+"""The trial that won for each line, or is within `CLOSE` of it."""
+CLOSE = 0.01
+"""Relative difference of FVU up to which trials are alike."""
 
 
 NAMED = {
