@@ -98,8 +98,9 @@ from sae_bench.text import After, Documentation, Excerpts
 PLACES = (16, 32, 64, 128)
 """Values of L0 at which cells are compared."""
 AT = tuple(float(x) for x in np.log(PLACES))
-LOSSES = tuple(float(x) for x in np.log((0.03, 0.06, 0.12, 0.2)))
-"""Values of log delta LM loss, nats, at which firing frequencies are compared."""
+MATCHED = (0.03, 0.06, 0.12, 0.2)
+"""Values of delta LM loss, nats, at which firing frequencies are compared."""
+LOSSES = tuple(float(x) for x in np.log(MATCHED))
 FLOOR = 0.01
 """Delta LM loss, nats, up to which it is the text's noise, and has no logarithm worth its name."""
 
@@ -303,7 +304,9 @@ def answer(results: Results) -> str:
     said = [
         "Is the gain due to the activation, the penalty, both, or neither? Means over places of "
         f"the differences of {seeds} paired seeds, with 95% t-intervals over seeds (*ReLU + L0 has "
-        "no theta: its gradients go to the input in both 2x2s).",
+        "no theta: its gradients go to the input in both 2x2s). Places are those that all four "
+        f"cells reach, of L0 {', '.join(map(str, PLACES))} (loss: the first three), or of "
+        f"{', '.join(map(str, MATCHED))} nats of delta LM loss.",
     ]
     said += summary(found, DECISIVE)
     calls: list[tuple[float, str]] = []

@@ -39,13 +39,14 @@ norm; trained with them, after layer 20, over 90% of the latents die. The other 
 none and are treated alike (extraction without `Settled` warns of such tokens). What stays in: after
 layer 6, 1.1% of the tokens (some of " the" and of single spaces, at all positions) have 4 to 10
 times the median norm and hold 31% of the squared norm. The paper says nothing of the kind for Gemma
-2; `gemma-2-9b` leaves out the BOS alone.
+2; `gemma-2-9b` leaves out the BOS alone. (These norms were looked at once and not kept; extraction
+without `Settled` prints such norms of any text.)
 
 Changed after a review of the first report: curves are interpolated by monotone cubics, as in the
 other studies, and no longer by chords, which favoured JumpReLU; FVU is compared at three L0, with
 the number of sites instead of a verdict; losses are not averaged over sites, since leaving out
-those that are noise left out sites by their outcome. Tuning is that of one residual site at L0 40:
-at L0 100 Gated RI-L1 would have been better at half its rate there.
+those that are noise left out sites by their outcome. Tuning is that of one residual site at L0
+40; whether other rates are better at L0 100 was not measured.
 
 SAEs that were finished elsewhere (`--released`) have curves of their own in figures 2, 5, 10 to 14
 and 16; `ablations/released.py` draws them without training any.
