@@ -52,6 +52,9 @@ class Tuned(Component):
         return BatchKDE(Rectangle(self.bandwidth), to_input=to_input)
 
 
+BANDS = "Curves are means over seeds, bands span them, markers are means of a setting."
+"""Caption of frontiers."""
+
 Slots = Callable[[float, Tuned], Mapping[str, Any]]
 """The slots of a line, from what its sparsity hangs on and what was tuned."""
 

@@ -38,7 +38,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations._lines import Tuned, dead_latents, prepared
+from ablations._lines import BANDS, Tuned, dead_latents, prepared
 from ablations.factorial import STUDY
 from architectures import BatchTopKSAE, JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
@@ -250,6 +250,15 @@ def contrasts(results: Results) -> pd.DataFrame:
         for place, each in effects.items()
     ]
     return pd.DataFrame(rows)
+
+
+CAPTIONS = {
+    "frontiers": BANDS,
+    "difficulty": (
+        "Left: L0 over its mean over tokens; right: FVU where the mean L0 is 64. Bands span"
+        " the seeds."
+    ),
+}
 
 
 def figures(results: Results) -> dict[str, Figure]:

@@ -47,7 +47,7 @@ from ablations._attribution import against_l0, attribution
 from ablations._comparison import FVU, LOSS, differences, full_budget, matching, squares, verdict
 from ablations._compute import against_compute, at_compute
 from ablations._documents import document_noise
-from ablations._lines import LINES, prepared
+from ablations._lines import BANDS, LINES, prepared
 from ablations._matching import matches
 from ablations.factorial import STUDY
 from architectures import (
@@ -207,6 +207,34 @@ FURTHER = {
     "attribution": attribution,
     "documents": documents,
     "products": dense_products,
+}
+
+
+CAPTIONS = {
+    "fvu_vs_l0": (
+        "One marker an arm; bars are 95% intervals over held-out documents, which all arms "
+        "share. Full budget."
+    ),
+    "delta_lm_loss_vs_l0": (
+        "One marker an arm; bars are 95% intervals over held-out documents, which all arms "
+        "share. Full budget."
+    ),
+    "frequency_histograms": (
+        "Firing frequencies at L0 16 and 64, interpolated between settings; the first bin "
+        "holds all below 1e-4."
+    ),
+    "fvu_vs_compute": (
+        "FVU, mean over L0 16, 32, 64, against seconds of steps on two cores and matrix "
+        "products of dense steps; bars are 95% t-intervals over seeds."
+    ),
+    "matches": (
+        "Share of the latents of the row's architecture whose best match in the column's, "
+        "at another seed, is mutual and has a cosine above 0.7; arms nearest to L0 32."
+    ),
+    "r_l0_vs_l0": (
+        "r_L0: how evenly the effect on the next token is spread over a token's active "
+        "latents (arXiv 2407.14435, Fig. 16). " + BANDS
+    ),
 }
 
 

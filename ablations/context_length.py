@@ -55,7 +55,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations._lines import Tuned
+from ablations._lines import BANDS, Tuned
 from ablations._matched import (
     ALL,
     BOTH,
@@ -336,6 +336,23 @@ def _vanishing_in_words(results: Results, table: pd.DataFrame) -> list[str]:
 def contrasts(results: Results) -> pd.DataFrame:
     """Every training context minus the reference: FVU (logarithm), delta LM loss (nats)."""
     return effects(measured(results.table))
+
+
+CAPTIONS = {
+    "fvu_vs_l0": BANDS,
+    "effects": (
+        "Against training on contexts of 256: mean over L0 and both lines, 95% t-intervals "
+        "over seeds."
+    ),
+    "positions": (
+        "FVU against that of training on 256, by position in contexts of 1,024, L0 32; "
+        "bands span the seeds."
+    ),
+    "vanishing": (
+        "Share of firings that vanish when the model reads less text; bars are 95% "
+        "intervals over documents. Right: by firing frequency, all arms together."
+    ),
+}
 
 
 def figures(results: Results) -> dict[str, Figure]:

@@ -78,6 +78,7 @@ from ablations._convergence import convergence, converging
 from ablations._documents import document_noise
 from ablations._factorial_figures import effects, frequent, frontiers, histograms
 from ablations._lines import (
+    BANDS,
     BRIDGES,
     CELLS,
     LINES,
@@ -365,6 +366,26 @@ def documents(finished: Finished) -> pd.DataFrame:
 
 
 FURTHER = {"convergence": convergence, "documents": documents, "controls": controls}
+
+
+CAPTIONS = {
+    "fvu_vs_l0": BANDS,
+    "delta_lm_loss_vs_l0": BANDS,
+    "bridges_fvu_vs_l0": BANDS,
+    "bridges_delta_lm_loss_vs_l0": BANDS,
+    "high_frequency": "Left against L0, right against delta LM loss. " + BANDS,
+    "frequency_histograms": (
+        "Firing frequencies at matched L0; the first bin holds all below 1e-4."
+    ),
+    "effects": (
+        "Main effects and interaction in both 2x2s, means over places, 95% t-intervals over"
+        " seeds: differences of logarithms, or of shares."
+    ),
+    "controls": "ReLU + L1 changed after training, beside what was trained; two seeds.",
+    "convergence": (
+        "Batches of seed 0, arms that end nearest to L0 32 and 128; L0 changes along a curve."
+    ),
+}
 
 
 def figures(results: Results) -> dict[str, Figure]:

@@ -252,6 +252,27 @@ def contrasts(results: Results) -> pd.DataFrame:
     return _threshold_training.effects(trained(_training(results)))
 
 
+CAPTIONS = {
+    "noise_by_frequency": (
+        "At frozen weights, by firing frequency of the latent: variance of a step and "
+        "integrated over steps, over the batch estimate's; bias over slope."
+    ),
+    "noise_vs_bias": (
+        "Late in training, means over latents; along a line eps is 0.005, 0.01, 0.02, 0.04."
+    ),
+    "fvu_vs_l0": (
+        "At one learning rate of the thresholds. Curves are means over seeds, bands span "
+        "them, markers are means of a setting. Effects of 1% are below what can be seen "
+        "here."
+    ),
+    "effects": "Change of log FVU at matched L0 with each state, 95% t-intervals over seeds.",
+    "theta_spread": (
+        "Standard deviation of log theta over two data orders of one seed, median over "
+        "latents that fired."
+    ),
+}
+
+
 def figures(results: Results) -> dict[str, Figure]:
     """Noise by frequency, noise against bias, frontiers, effects, spread of thresholds."""
     drawn: dict[str, Figure] = {}

@@ -53,7 +53,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations import _bandwidths, _kernel_shapes
-from ablations._lines import TUNED
+from ablations._lines import BANDS, TUNED
 from ablations._threshold_training import base_rate, cells, diverged
 from ablations._windows import SHAPES, named, windows
 from ablations.factorial import STUDY as FACTORIAL
@@ -220,6 +220,20 @@ def answer(results: Results) -> str:
         "momentum as in the paper, longer training, other widths and models."
     )
     return "\n".join(said)
+
+
+CAPTIONS = {
+    "fvu_vs_l0": BANDS,
+    "fvu_vs_eps": (
+        "FVU at one L0 against eps: means over seeds, bars span them; at one learning rate "
+        "of the thresholds, and each line at its own."
+    ),
+    "travel_vs_eps": "How far thresholds moved, and how much of the windows lies below 0.",
+    "samples_vs_eps": (
+        "Samples of a held-out batch in a latent's window, and share of windows with any; "
+        "grey: the share if samples came independently."
+    ),
+}
 
 
 def figures(results: Results) -> dict[str, Figure]:

@@ -224,6 +224,12 @@ def contrasts(results: Results) -> pd.DataFrame:
     return found.assign(l0=np.exp(found.pop("at")))
 
 
+CAPTIONS = {
+    "frontiers": "One seed.",
+    "effects": "Main effects of one seed: no intervals.",
+}
+
+
 def figures(results: Results) -> dict[str, Figure]:
     """FVU and the share of L0 in frequent latents against L0, a column a part; main effects."""
     table = _measured(results)

@@ -335,6 +335,13 @@ def contrasts(results: Results) -> pd.DataFrame:
     return found.assign(l0=np.exp(found.pop("at")))
 
 
+CAPTIONS = {
+    "frontiers": (
+        "Dashed: the true L0, and the true share. Curves are means over worlds, bands span them."
+    ),
+}
+
+
 def figures(results: Results) -> dict[str, Figure]:
     """FVU, features recovered and share of L0 in frequent latents against L0, about the places of
     comparison; dashed what is true."""

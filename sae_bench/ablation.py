@@ -16,6 +16,10 @@ if its answer rests on differences between arms,
 
     contrasts(results) -> DataFrame           those differences, one a row, with their intervals
 
+if figures need words beside them,
+
+    CAPTIONS: dict[str, str]                  what is drawn, by file name
+
 and, if there are published figures to hold its own against,
 
     reference() -> dict[str, Figure]          those figures, redrawn from their own points
@@ -218,6 +222,7 @@ class Ablation:
     figures: Callable[[Results], "dict[str, Figure]"]
     answer: Callable[[Results], str]
     further: Mapping[str, Callable[[Finished], pd.DataFrame]]
+    captions: Mapping[str, str] = field(default_factory=dict)
     contrasts: Callable[[Results], pd.DataFrame] | None = None
     reference: Callable[[], "dict[str, Figure]"] | None = None
 
@@ -265,7 +270,7 @@ def load(spec: str) -> Ablation:
         raise InputError(f"{spec}: PRESETS is empty; define at least one")
     question = (module.__doc__ or "").strip()
     given = [getattr(module, name) for name in needed]
-    given.append(getattr(module, "FURTHER", {}))
+    given += [getattr(module, name, {}) for name in ("FURTHER", "CAPTIONS")]
     given += [getattr(module, name, None) for name in ("contrasts", "reference")]
     return Ablation(Path(spec).stem, question, *given)
 

@@ -51,7 +51,10 @@ class Section:
         blocks = [f"## {name}", f"**{self.question}**"]
         if said := self.ablation.answer(self.results):
             blocks.append("\n".join(_listed(said)))
-        blocks += [f"![{name}: {path.stem.replace('_', ' ')}]({path})" for path in self.figures]
+        for path in self.figures:
+            blocks.append(f"![{name}: {path.stem.replace('_', ' ')}]({path})")
+            if said := self.ablation.captions.get(path.stem):
+                blocks.append(f"*{said}*")
         if stated:
             blocks += ["### How it was done", stated.strip()]
         blocks += ["### What made it", "\n".join(self._made())]
