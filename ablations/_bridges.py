@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from ablations._places import apart, by_place, over, reached
+from ablations._places import apart, over, reached
 from ablations._squares import saying
+from ablations._threshold_noise import text
 from sae_bench.contrasts import Outcome
 
 BESIDE = ("ReLU + L1", "JumpReLU + L0 (theta)", "JumpReLU + L1 (input)")
@@ -15,27 +16,29 @@ BESIDE = ("ReLU + L1", "JumpReLU + L0 (theta)", "JumpReLU + L1 (input)")
 def beside_cells(
     table: pd.DataFrame, bridges: Iterable[str], outcomes: Iterable[Outcome]
 ) -> list[str]:
-    """Each bridge against each of `BESIDE`, place by place and in the mean over places: differences
-    of the seeds that both have, with 95% t-intervals over them.
+    """A table for each outcome and each of `BESIDE`: every bridge minus that cell, place by place
+    and in the mean over places, of the seeds that both have, with 95% t-intervals over them.
 
     Args:
         table: what `_lines.prepared` gives.
         bridges: those of them that the table has are told.
         outcomes: compared at matched L0.
     """
-    held = set(table["cell"])
-    return [
-        line
-        for outcome in outcomes
-        for bridge in bridges
-        for other in BESIDE
-        if {bridge, other} <= held and (line := _over(table, bridge, other, outcome))
-    ]
+    held, said = set(table["cell"]), []
+    known = [bridge for bridge in bridges if bridge in held]
+    for outcome in outcomes:
+        for other in (each for each in BESIDE if each in held):
+            rows = {bridge: _over(table, bridge, other, outcome) for bridge in known}
+            if shown := {bridge: row for bridge, row in rows.items() if row}:
+                table_of = pd.DataFrame.from_dict(shown, orient="index").fillna("-")
+                said.append(f"{outcome.name}, over {other}:\n{text(table_of)}")
+    return said
 
 
-def _over(table: pd.DataFrame, bridge: str, other: str, outcome: Outcome) -> str:
+def _over(table: pd.DataFrame, bridge: str, other: str, outcome: Outcome) -> dict[str, str]:
+    """The differences in words, by place; none where the two share no place."""
     found, say = apart(table, outcome, "cell", bridge, other), saying(outcome)
     if not (places := reached(found)):
-        return ""
-    mean = say(over(found, places))
-    return f"  {bridge} over {other}, {outcome.name}: {by_place(found, say)}, mean {mean}."
+        return {}
+    by = {f"L0 {place}": say(over(found, [place])) for place in places}
+    return by | {"mean": say(over(found, places))}

@@ -10,11 +10,8 @@ from sae_bench import ablation
 from sae_bench.results import Results, is_published
 
 PUBLISHED = Path(__file__).parents[1] / "results"
-KNOWN = [
-    name
-    for name in ablation.names()
-    if is_published(name, PUBLISHED) and ablation.load(name).contrasts is not None
-]
+ALL = [name for name in ablation.names() if is_published(name, PUBLISHED)]
+KNOWN = [name for name in ALL if ablation.load(name).contrasts is not None]
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -40,3 +37,9 @@ def test_the_readme_quotes_the_contrasts() -> None:
     for contrast in ("A", "B", "together"):
         fall = 100 * (1 - math.exp(means[contrast]))
         assert f"{fall:.1f}%" in text
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_captions_are_of_figures_that_are_drawn(name: str) -> None:
+    drawn = {path.stem for path in (PUBLISHED / "figures" / name).glob("*.png")}
+    assert set(ablation.load(name).captions) <= drawn
