@@ -32,6 +32,8 @@ COMMON = (24, 32, 48)
 """Values of L0 over which means are taken, the same for all bandwidths."""
 AT = 32
 """L0 at which FVU is drawn."""
+GONE = 0.5
+"""Share of dead latents above which an arm has run away."""
 KINDS = {pull: pull.removeprefix(", ") or "straight-through" for pull in PULLS}
 """What the lines of a pull are called together."""
 EXACT = KINDS[", exact jump"]
@@ -93,8 +95,9 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     found = effects(table)
     said = [
         f"Bandwidth of the rectangle, {table['seed'].nunique()} paired seeds (weights and data "
-        f"order). FVU against eps {REFERENCE:g}, means over L0 {', '.join(map(str, COMMON))}, 95% "
-        f"t-intervals over seeds (below 0: better; up to {FLOOR:.1%} none):"
+        f"order), {table['train_tokens'].max():,.0f} tokens. FVU against eps {REFERENCE:g}, means "
+        f"over L0 {', '.join(map(str, COMMON))}, 95% t-intervals over seeds (below 0: better; up "
+        f"to {FLOOR:.1%} none):"
     ]
     if found.empty:
         return "\n".join([*said, "  there is nothing to compare: no answer."])
@@ -102,16 +105,30 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     for way, parts in means.groupby("way", sort=False):
         said.append(f"  {way}:")
         said += [_sentence(str(kind), rows) for kind, rows in parts.groupby("against", sort=False)]
-    own = means[means["way"] == list(WAYS)[1]]
-    for kind, rows in own.groupby("against", sort=False):
-        said.append(f"  So, each at its own rate, {kind}: {decided(_calls(rows), FLOOR)}.")
-        here = places[(places["way"] == list(WAYS)[1]) & (places["against"] == kind)]
+    one, own = WAYS
+    for kind, rows in means[means["way"] == own].groupby("against", sort=False):
+        said.append(f"  So, {own}, {kind}: {decided(_calls(rows), FLOOR)}. Place by place, {one}:")
+        here = places[(places["way"] == one) & (places["against"] == kind)]
         said += [f"    eps {eps:g}: {in_places(r)}." for eps, r in here.groupby("bandwidth")]
-    order = [line_of(width, pull) for pull in PULLS for width in sorted(set(table["bandwidth"]))]
-    said.append(rates_chosen(table, order))
+    lines = [line_of(width, pull) for pull in PULLS for width in sorted(set(table["bandwidth"]))]
+    known = matched(frontier(table), FVU.x, FVU.y, list(np.log(COMMON)), "line").notna().all(axis=1)
+    reaching = known.groupby("line").any()
+    said.append(rates_chosen(table, [line for line in lines if reaching.get(line, False)]))
+    said.append(_ran_away(table))
     if len(seen):
         said.append(_behaviour(table, seen))
     return "\n".join(said)
+
+
+def _ran_away(table: pd.DataFrame) -> str:
+    """Which lines have arms most of whose latents are dead, whatever was compared."""
+    counts = table.assign(gone=table["dead"] > GONE).groupby("line", sort=False)["gone"]
+    shown = [
+        f"{line} {gone} of {size} arms"
+        for line, gone, size in counts.agg(["sum", "size"]).itertuples()
+        if gone
+    ]
+    return f"  Ran away (over {GONE:.0%} of the latents dead): {'; '.join(shown) or 'none'}."
 
 
 def _calls(rows: pd.DataFrame) -> dict[str, Interval]:
@@ -120,7 +137,10 @@ def _calls(rows: pd.DataFrame) -> dict[str, Interval]:
 
 def _sentence(kind: str, rows: pd.DataFrame) -> str:
     shown = ", ".join(
-        f"{name} {in_words(each)} ({word(each, FLOOR)})" for name, each in _calls(rows).items()
+        f"{name} {in_words(each)} ({word(each, FLOOR)})"
+        if np.isfinite(each.mean)
+        else f"{name} does not reach them"
+        for name, each in _calls(rows).items()
     )
     return f"    {kind}: {shown}."
 

@@ -4,15 +4,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ablations._lines import dead_latents
 from ablations._matched import in_words
 from ablations._places import apart, in_places, intervals_of
 from ablations._threshold_noise import text
 from ablations._threshold_training import FVU, PLACES, decided, word
 from ablations._windows import EXPLAINED, FLOOR, SEEN, SHAPES
 from sae_bench import bands, plots
-from sae_bench.contrasts import Interval, intervals
+from sae_bench.contrasts import Interval, Outcome, intervals, matched
 
 REFERENCE = "Rectangle"
+SHARE = Outcome("l0_share_above_10pct", "log_l0", "share of L0 above 10%", FVU.at)
+AT = 32
+"""L0 at which thresholds are compared."""
 WAYS = {"equal eps": "bandwidth", "equal standard deviation": "deviation"}
 """Ways in which a kernel is like the rectangle, and the column that is then equal."""
 
@@ -50,9 +54,10 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     """
     found = effects(table)
     said = [
-        f"Kernel shape, {table['seed'].nunique()} paired seeds (weights and data order). FVU "
-        f"against the rectangle, means over L0 {', '.join(map(str, PLACES))}, 95% t-intervals over "
-        f"seeds (below 0: better; up to {FLOOR:.1%} none):"
+        f"Kernel shape, {table['seed'].nunique()} paired seeds (weights and data order), "
+        f"{table['train_tokens'].max():,.0f} tokens, threshold lr {table['threshold_lr'].max():g}. "
+        f"FVU against the rectangle, means over L0 {', '.join(map(str, PLACES))}, 95% t-intervals "
+        f"over seeds (below 0: better; up to {FLOOR:.1%} none):"
     ]
     if found.empty:
         return "\n".join([*said, "  the rectangle and another shape are not there: no answer."])
@@ -68,40 +73,66 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
         said.append(f"  {way}: {shown}.")
         shapes = places.groupby("contrast", sort=False)
         said += [f"    {shape}: {in_places(each)}." for shape, each in shapes]
-    said += [f"  So, at {way}: {decided(each, FLOOR)}." for way, each in calls.items()]
+    for way, each in calls.items():
+        said.append(f"  So, at {way}: {decided(each, FLOOR)}.")
+        at_floor = [n for n, x in each.items() if abs(abs(x.mean) - FLOOR) < FLOOR / 10]
+        said += [f"    {name} lies at the floor itself: take the places." for name in at_floor]
     said += _widths(calls)
+    for way in calls:
+        rows = compared(table, way)
+        said += [f"  L0 at equal coefficients, {way}: {_l0_moved(rows)}."]
+        said += [f"  {SHARE.name} against the rectangle, {way}: {_shares(rows)}."]
+        said += [f"  {dead_latents(rows, 'shape')} ({way})."]
     if len(seen):
         said.append(_behaviour(table, seen))
     return "\n".join(said)
 
 
-def _widths(calls: dict[str, dict[str, Interval]]) -> list[str]:
-    """How far the intervals reach at equal eps, where shapes differ in width, too, and at equal
-    width."""
-    reach = {
-        way: float(np.max(np.abs([(each.low, each.high) for each in calls[way].values()])))
-        for way in WAYS
-        if calls.get(way)
-    }
-    if len(reach) < len(WAYS) or not np.isfinite(list(reach.values())).all():
-        return []
-    with_width, shape = np.expm1(list(reach.values()))
+def _l0_moved(rows: pd.DataFrame) -> str:
+    """L0 over the rectangle's at each coefficient, from the lowest, means over seeds."""
+    means = rows.pivot_table(index="shape", columns="coefficient", values="l0")
+    moved = means.div(means.loc[REFERENCE]).drop(index=REFERENCE) - 1
+    shown = (f"{shape} {', '.join(f'{x:+.0%}' for x in row)}" for shape, row in moved.iterrows())
+    return "; ".join(shown)
+
+
+def _shares(rows: pd.DataFrame) -> str:
+    others = [shape for shape in SHAPES if shape in set(rows["shape"]) - {REFERENCE}]
+    found = {shape: apart(rows, SHARE, "shape", shape, REFERENCE) for shape in others}
+    means = {shape: intervals_of(each, PLACES).iloc[-1] for shape, each in found.items()}
     said = (
-        f"  All intervals lie within {shape:.1%} at equal standard deviation, which is the bound "
-        f"on shape alone, and within {with_width:.1%} at equal eps"
+        f"{shape} mean {Interval(r['mean'], r['low'], r['high'], int(r['n'])).points()}"
+        for shape, r in means.items()
     )
-    return [said + (": most of that is width." if shape < with_width / 2 else ".")]
+    return ", ".join(said)
+
+
+def _widths(calls: dict[str, dict[str, Interval]]) -> list[str]:
+    """How far means and their intervals reach at equal width, which is shape alone, and at equal
+    eps, where shapes differ in width, too."""
+    said = []
+    for way in reversed(WAYS):
+        each = calls.get(way, {}).values()
+        ends = np.abs([(x.mean, max(-x.low, x.high)) for x in each])
+        if len(ends) and np.isfinite(ends).all():
+            mean, interval = np.expm1(ends.max(axis=0))
+            said.append(f"{mean:.2%} at {way} (their intervals within {interval:.1%})")
+    return [f"  Means over L0 lie within {', '.join(said)}."] if said else []
 
 
 def _behaviour(table: pd.DataFrame, seen: pd.DataFrame) -> str:
-    rows = table.merge(seen, on="arm")
+    rows, place = table.merge(seen, on="arm"), [float(np.log(AT))]
     shown = []
     for way in WAYS:
-        means = compared(rows, way).groupby("shape")[list(SEEN)].mean()
+        part = compared(rows, way)
+        means = pd.DataFrame(
+            {column: matched(part, "log_l0", column, place, "shape")[place[0]] for column in SEEN}
+        )
+        means = means.groupby("shape").mean()
         means = means.reindex([shape for shape in SHAPES if shape in means.index])
         means.index = means.index + f", {way}"
         shown.append(means)
-    return f"  Thresholds, means over coefficients and seeds ({EXPLAINED}):\n" + text(
+    return f"  Thresholds at L0 {AT}, means over seeds ({EXPLAINED}):\n" + text(
         pd.concat(shown).rename(columns=SEEN), 3
     )
 

@@ -33,7 +33,7 @@ def reached(found: pd.DataFrame) -> list[int]:
     Args:
         found: what `apart` gives.
     """
-    return list(found.columns[found.notna().all()])
+    return list(found.columns[found.notna().all()]) if len(found) else []
 
 
 def over(found: pd.DataFrame, places: Iterable[int]) -> Interval:

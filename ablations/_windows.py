@@ -124,6 +124,7 @@ SEEN = {
 """Columns of `windows` as an answer shows them."""
 EXPLAINED = (
     "travel = median |log theta / start|; count = samples of a held-out batch in a latent's "
-    "window; hit = share of latents and batches with at least one, beside what independent samples "
-    "would give; below 0 = share of these samples with pre <= 0"
+    "window, the rectangle of equal standard deviation; hit = share of latents and batches with at "
+    "least one, beside what independent samples would give; below 0 = share of these samples with "
+    "pre <= 0"
 )

@@ -11,7 +11,8 @@ times as wide as the rectangle's.
 straight-through and with exact jumps. While eps is small beside theta, the bias of straight-through
 coefficients is of first order in eps, that of exact jumps of second; the noise of both falls as eps
 grows. Below theta/eps = 0.5 the window reaches past 0, where pre-activations are not rectified, and
-the estimate is no longer one of a density at the threshold: from eps = 0.063 on throughout.
+the estimate is no longer one of a density at the threshold: at eps = 0.063 once thresholds have
+fallen below 0.031, from 0.2 on throughout.
 
 Stated before the run:
 - Outcome: log FVU at L0 = 16, 24, 32, 48, 64, 96 (`shapes`, means over all six) and at 24, 32, 48
@@ -32,7 +33,7 @@ Stated before the run:
   other seeds, at equal L0 of its middle coefficient (`_threshold_training`); the gain of that rate
   at that L0 moves the whole curve. The learning rate of the weights (8e-3) and the start (0.04) are
   the same for all. Where no other rate lies inside the range of the base rate's curve, the base
-  rate remains. At this budget thresholds stay near their start, and so does what eps can do.
+  rate remains.
 - Coefficients of the wide windows, and the base rate, were chosen from 24 arms of seed 0 (120k
   tokens; no table was kept), in which exact jumps at eps = 0.2 and 0.63 ran away (88 to 98% of
   latents dead, L0 below 4 at any coefficient), and straight-through at 0.63 stayed below L0 6: 0.2
@@ -195,6 +196,14 @@ def _part(results: Results, name: str) -> pd.DataFrame:
     return rows[pd.MultiIndex.from_frame(rows[["kernel", "seed"]]).isin(whole)]
 
 
+def _left_out(rows: pd.DataFrame, known: pd.DataFrame) -> list[str]:
+    """Which kernels and seeds of a part are not compared, since arms failed or had no latent on."""
+    there = set(zip(known["kernel"], known["seed"], strict=True)) if len(known) else set()
+    pairs = dict.fromkeys(zip(rows["kernel"], rows["seed"], strict=True))
+    lost = [f"{kernel}, seed {seed:g}" for kernel, seed in pairs if (kernel, seed) not in there]
+    return [f"  Left out, since they lack arms: {'; '.join(lost)}."] if lost else []
+
+
 def contrasts(results: Results) -> pd.DataFrame:
     """Every shape minus the rectangle; every bandwidth minus the reference, exact jumps minus
     straight-through: at each place of L0, and means over them."""
@@ -214,10 +223,12 @@ def answer(results: Results) -> str:
         said.append(_kernel_shapes.described(table, counted))
     if len(table := _part(results, BANDWIDTH)):
         said.append(_bandwidths.described(_bandwidths.lined(table), counted))
-    said.append(diverged(results.table.assign(line=results.table["kernel"])))
+    for name, rows in results.table.groupby("part", sort=False):
+        said.append(f"  {name}: {diverged(rows.assign(line=rows['kernel'])).strip()}")
+        said += _left_out(rows, _part(results, str(name)))
     said.append(
         "Not decided: rates tuned for each shape, other starts of the thresholds, Adam without "
-        "momentum as in the paper, longer training, other widths and models."
+        "momentum as in the paper, longer training, SAEs of other widths, other models."
     )
     return "\n".join(said)
 
@@ -226,12 +237,16 @@ CAPTIONS = {
     "fvu_vs_l0": BANDS,
     "fvu_vs_eps": (
         "FVU at one L0 against eps: means over seeds, bars span them; at one learning rate "
-        "of the thresholds, and each line at its own."
+        "of the thresholds, and each line at its own. Lines that not all seeds bring to that L0 "
+        "are left out."
     ),
-    "travel_vs_eps": "How far thresholds moved, and how much of the windows lies below 0.",
+    "travel_vs_eps": (
+        "How far thresholds moved, and how much of the windows lies below 0, at each line's middle "
+        "coefficient: L0 differs, and lines that ran away are among them."
+    ),
     "samples_vs_eps": (
         "Samples of a held-out batch in a latent's window, and share of windows with any; "
-        "grey: the share if samples came independently."
+        "grey: the share if samples came independently. At each line's middle coefficient."
     ),
 }
 
