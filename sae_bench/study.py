@@ -31,18 +31,27 @@ def chosen_parts(preset: Preset, names: Iterable[str] = ()) -> dict[str, Preset]
     return {name: parts[name] for name in names or parts}
 
 
-def chosen_arms(arms: Iterable[Arm], keys: Iterable[str] = ()) -> list[Arm]:
-    """Arms by their keys; all, if none are named.
+def chosen_arms(
+    parts: Mapping[str, Iterable[Arm]], keys: Iterable[str] = ()
+) -> dict[str, list[Arm]]:
+    """Those arms of each part that have these keys; all, if none are named.
 
     Raises:
-        InputError: there is no such arm.
+        InputError: no part has such an arm, or a part has none of them.
     """
-    arms, keys = list(arms), list(keys)
-    known = {arm.key: arm for arm in arms}
+    known = {name: {arm.key: arm for arm in arms} for name, arms in parts.items()}
+    keys = list(keys)
     for key in keys:
-        if key not in known:
+        if not any(key in arms for arms in known.values()):
             raise InputError(f"unknown arm {key!r}; --dry-run lists the keys of a part's arms")
-    return [known[key] for key in keys] if keys else arms
+    found = {
+        name: [arm for key, arm in arms.items() if not keys or key in keys]
+        for name, arms in known.items()
+    }
+    for name, arms in found.items():
+        if keys and not arms:
+            raise InputError(f"part {name!r} has none of these arms; leave it out of --parts")
+    return found
 
 
 def study(
@@ -114,9 +123,8 @@ def grids_of(
     keys = list(keys)
     sites = {name: getattr(part.data, "site", None) for name, part in parts.items()}
     beside = by_part(released, sites)
-    return {
-        name: [*chosen_arms(chosen.arms(part), keys), *beside[name]] for name, part in parts.items()
-    }
+    arms = chosen_arms({name: chosen.arms(part) for name, part in parts.items()}, keys)
+    return {name: [*arms[name], *beside[name]] for name in parts}
 
 
 def _data(part: Preset) -> list[Origin]:

@@ -9,7 +9,7 @@ from sae_bench import ablation
 from sae_bench.errors import InputError
 from sae_bench.results import Results
 from sae_bench.store import MEASURED
-from sae_bench.study import chosen_parts, study
+from sae_bench.study import chosen_arms, chosen_parts, study
 from tests.desk import ABLATION, TWO_SITES, furnish
 
 PARTED = (
@@ -108,3 +108,22 @@ def test_a_further_table_of_nothing_is_not_published(tmp_path: Path) -> None:
 def test_a_part_that_is_not_there(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"unknown part 'x'; it has '0', '1'"):
         ran(desk, monkeypatch, ["x"])
+
+
+def test_arms_are_chosen_by_their_keys_among_all_parts() -> None:
+    factorial = ablation.load("factorial")
+    parts = {
+        name: factorial.arms(part) for name, part in factorial.presets["study"].parts().items()
+    }
+    two = {name: parts[name] for name in ("cells-0", "cells-1")}
+    keys = [arms[index].key for arms in two.values() for index in (3, 0)]
+    found = chosen_arms(two, keys)
+    assert {name: [arm.key for arm in arms] for name, arms in found.items()} == {
+        "cells-0": [keys[1], keys[0]],
+        "cells-1": [keys[3], keys[2]],
+    }
+    assert chosen_arms(two) == two
+    with pytest.raises(InputError, match="unknown arm 'relu-0'"):
+        chosen_arms(two, ["relu-0"])
+    with pytest.raises(InputError, match="part 'cells-1' has none of these arms; leave it out"):
+        chosen_arms(two, keys[:2])
