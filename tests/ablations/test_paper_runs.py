@@ -168,7 +168,9 @@ def test_figures_and_answer_of_a_run() -> None:
         "  Residual: Gated 2.00 [1.16], 2.00 [1.41], 2.00 [1.31]; Gated RI-L1"
     )
     assert said[1].endswith("; ReLU + L1 4.00, 4.00, 4.00.")
-    assert len(said) == 5 + 3 * 4 + 1 + 1 + 2 + 3 + 4
+    assert len(said) == 5 + 3 * (4 + 1) + 1 + 1 + 2 + 3 + 4
+    lowest = "  L0 50, JumpReLU has the lowest FVU of all at 0 of 9 sites, at 0 of them by less "
+    assert f"{lowest}than 1%." in said
     assert "  figure 8, TopK + AuxK over TopK: 1.00 [0.96], 1.00 [0.97], none [0.96]." in said
     assert "  bandwidth, eps = 0.002 over eps = 0.02: 1.00, 1.00, none." in said
     assert "  L0 50, ReLU + L1: +0.0% [+0.0, +0.0], higher at 0 of 9 sites." in said
