@@ -53,8 +53,8 @@ class Section:
             blocks.append("\n".join(_listed(said)))
         for path in self.figures:
             blocks.append(f"![{name}: {path.stem.replace('_', ' ')}]({path})")
-            if said := self.ablation.captions.get(path.stem):
-                blocks.append(f"*{said}*")
+            if caption := self.ablation.captions.get(path.stem):
+                blocks.append(f"*{caption}*")
         if stated:
             blocks += ["### How it was done", stated.strip()]
         blocks += ["### What made it", "\n".join(self._made())]
