@@ -1,18 +1,16 @@
 """What a grid of architectures says: at matched L0, at equal compute, and of common latents."""
 
-import math
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations._compute import PLACES, at_compute, common_places, gained, sentences
-from ablations._lines import dead_latents, prepared
+from ablations._lines import prepared
 from ablations._matching import AT, EVERY, RANDOM, TOKENS, shares
-from ablations._places import apart, by_place, intervals_of, over, reached
+from ablations._places import apart, by_place, intervals_of, levels, over, reached
 from ablations._squares import saying
 from sae_bench import plots
-from sae_bench.contrasts import Outcome, Square, matched
+from sae_bench.contrasts import Outcome, Square
 from sae_bench.results import Results
 
 COMPARED_TO = "ReLU"
@@ -58,8 +56,8 @@ def verdict(results: Results) -> str:
     ]
     for outcome in OUTCOMES:
         said += [f"  {outcome.name}, equal tokens:", *_against(full, outcome)]
-    said.append(f"  {SHARE.name}, each by itself, {_levels(full, SHARE)}.")
-    said.append(f"  {dead_latents(full, 'architecture')}.")
+    said.append(f"  {SHARE.name}, each by itself, {levels(full, SHARE.y, 'architecture')}.")
+    said.append(f"  Dead latents {levels(full, 'dead', 'architecture')}.")
     for tokens in sorted(table["train_tokens"].unique())[-2::-1]:
         part = table[table["train_tokens"] == tokens]
         for outcome in (FVU, LOSS):
@@ -77,17 +75,6 @@ def verdict(results: Results) -> str:
     if len(found := further.get("matches", pd.DataFrame())):
         said += _of_latents(found)
     return "\n".join(said)
-
-
-def _levels(full: pd.DataFrame, outcome: Outcome) -> str:
-    """Means over seeds at each place, in percent; a dash where a seed does not reach it."""
-    values = matched(full, outcome.x, outcome.y, outcome.at, "architecture")
-    means = values.groupby("architecture").agg(lambda y: y.mean(skipna=False))
-    shown = (
-        f"{name} {', '.join('-' if math.isnan(y) else f'{y:.0%}' for y in means.loc[name])}"
-        for name in full["architecture"].unique()
-    )
-    return f"at L0 {', '.join(map(str, PLACES))}: {'; '.join(shown)}"
 
 
 Pairs = dict[tuple[str, str], pd.DataFrame]

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from tqdm import trange
 
 from ablations._lines import prepared
+from ablations._squares import SIDES
 from sae_bench.ablation import Finished
-from sae_bench.contrasts import Outcome, Square, matched
+from sae_bench.contrasts import Interval, Outcome, Square, matched
 from sae_bench.reconstruction import documents_of
 from sae_bench.sae import SparseAutoencoder
 from sae_bench.splicing import losses
@@ -117,3 +118,27 @@ def document_noise(
         rows.append((way, outcome, contrast, len(places[way, outcome]), mean, low, high, documents))
     columns = ["way", "outcome", "contrast", "places", "mean", "low", "high", "documents"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def noise_in_words(found: pd.DataFrame, seed: int) -> list[str]:
+    """The effects of one seed, each with its interval over held-out documents.
+
+    Args:
+        found: what `document_noise` gives.
+        seed: whose SAEs those are.
+    """
+    said = [
+        "Noise of the text, which intervals over seeds do not hold: the SAEs of seed "
+        f"{seed}, 95% over {found['documents'].iloc[0]} documents drawn anew (draws in "
+        "which a loss is not positive are left out, which narrows its intervals):"
+    ]
+    for (outcome, way), rows in found.groupby(["outcome", "way"], sort=False):
+        known = {
+            r.contrast: Interval(r.mean, r.low, r.high, r.documents) for r in rows.itertuples()
+        }
+        shown = ", ".join(
+            f"{words} {known[side].percent()}{'' if known[side].excludes_zero else ' (holds 0)'}"
+            for side, words in SIDES.items()
+        )
+        said.append(f"  {outcome}, {way}: {shown}.")
+    return said

@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations._lines import dead_latents
 from ablations._matched import in_words
-from ablations._places import apart, in_places, intervals_of
+from ablations._places import apart, in_places, intervals_of, levels
 from ablations._threshold_noise import text
 from ablations._threshold_training import FVU, PLACES, decided, word
 from ablations._windows import EXPLAINED, FLOOR, SEEN, SHAPES
@@ -82,7 +81,7 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
         rows = compared(table, way)
         said += [f"  L0 at equal coefficients, {way}: {_l0_moved(rows)}."]
         said += [f"  {SHARE.name} against the rectangle, {way}: {_shares(rows)}."]
-        said += [f"  {dead_latents(rows, 'shape')} ({way})."]
+        said += [f"  Dead latents {levels(rows, 'dead', 'shape')} ({way})."]
     if len(seen):
         said.append(_behaviour(table, seen))
     return "\n".join(said)

@@ -18,7 +18,7 @@ from sae_bench import bands, plots
 from sae_bench.activations import JumpReLU, LogThreshold, TopK
 from sae_bench.arm import Arm, grid
 from sae_bench.components import Component
-from sae_bench.contrasts import interpolate, matched
+from sae_bench.contrasts import interpolate
 from sae_bench.estimators import BatchKDE
 from sae_bench.kernels import Rectangle
 from sae_bench.penalties import L0, L1, RIL1, Penalty, QuadraticFrequency, Tanh
@@ -198,23 +198,6 @@ def prepared(table: pd.DataFrame) -> pd.DataFrame:
     logs = {f"log_{name}": table[name] for name in ("l0", "fvu", "delta_lm_loss")}
     logs = {name: np.log(value.where(value > 0)) for name, value in logs.items()}
     return table.assign(cell=cell(table), **logs)
-
-
-def dead_latents(table: pd.DataFrame, by: str, places: Sequence[int] = (16, 32, 64)) -> str:
-    """Shares of latents that are dead, means over seeds at each L0, where all reach it.
-
-    Args:
-        table: what `prepared` gives.
-        by: column that names the lines.
-        places: values of L0.
-    """
-    values = matched(table, "log_l0", "dead", list(np.log(places)), by)
-    means = values.groupby(by).agg(lambda y: y.mean(skipna=False))
-    shown = (
-        f"{name} {', '.join('-' if np.isnan(y) else f'{y:.0%}' for y in means.loc[name])}"
-        for name in dict.fromkeys(table[by])
-    )
-    return f"Dead latents at L0 {', '.join(map(str, places))}: {'; '.join(shown)}"
 
 
 def trials(table: pd.DataFrame, l0: float = 40.0) -> pd.DataFrame:

@@ -1,6 +1,8 @@
 """Effects of the training context at matched L0, for every evaluation context and line."""
 
 import math
+from collections.abc import Iterable, Iterator
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -97,3 +99,20 @@ def in_words(effect: Interval, outcome: Outcome = FVU) -> str:
     if not math.isfinite(effect.mean):
         return "no common range of L0"
     return effect.percent() if outcome == FVU else effect.nats()
+
+
+def opposed(
+    found: pd.DataFrame, trained: Iterable[str], sets: Iterable[str]
+) -> Iterator[tuple[str, str]]:
+    """Training contexts and evaluation contexts in which FVU and loss, means over lines, have
+    effects of opposite signs whose intervals both exclude 0.
+
+    Args:
+        found: what `effects` gives.
+        trained, sets: names of training contexts and of evaluation sets.
+    """
+    for name, evaluate in product(trained, sets):
+        where = {"line": BOTH, "evaluate": evaluate, "contrast": name}
+        fvu, loss = (interval_of(found, outcome=each.name, **where) for each in (FVU, LOSS))
+        if fvu.excludes_zero and loss.excludes_zero and fvu.mean * loss.mean < 0:
+            yield name, evaluate

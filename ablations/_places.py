@@ -2,7 +2,7 @@
 all, so that means of several lines can be compared."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
@@ -78,3 +78,22 @@ def in_places(rows: pd.DataFrame, say: Callable[[Interval], str] = Interval.perc
     known = rows[rows["l0"].notna()]
     shown = (f"L0 {r.l0:g} {say(Interval(r.mean, r.low, r.high, r.n))}" for r in known.itertuples())
     return ", ".join(shown)
+
+
+def levels(table: pd.DataFrame, y: str, by: str, places: Sequence[int] = (16, 32, 64)) -> str:
+    """`at L0 16, 32, 64: TopK 17%, 7%, 2%; ...`: a share, mean over seeds; a dash where a seed of
+    the line does not reach that L0.
+
+    Args:
+        table: one row an arm, with log_l0.
+        y: the share.
+        by: column that names the lines.
+        places: values of L0.
+    """
+    values = matched(table, "log_l0", y, [math.log(place) for place in places], by)
+    means = values.groupby(by).agg(lambda each: each.mean(skipna=False))
+    shown = (
+        f"{name} {', '.join('-' if math.isnan(x) else f'{x:.0%}' for x in means.loc[name])}"
+        for name in dict.fromkeys(table[by])
+    )
+    return f"at L0 {', '.join(map(str, places))}: {'; '.join(shown)}"

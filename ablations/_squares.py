@@ -24,6 +24,9 @@ WAYS = {
 """The two 2x2s: A is the activation, B the penalty. *ReLU + L0 has no theta: its gradients go to
 the input in both."""
 
+SIDES = {"A": "JumpReLU for ReLU", "B": "L0 for L1", "interaction": "interaction"}
+"""Contrasts, and what they are called."""
+
 GAIN = {(True, True): "both", (True, False): "the activation", (False, True): "the penalty"}
 
 

@@ -38,7 +38,8 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations._lines import BANDS, Tuned, dead_latents, prepared
+from ablations._lines import BANDS, Tuned, prepared
+from ablations._places import levels
 from ablations.factorial import STUDY
 from architectures import BatchTopKSAE, JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
@@ -207,7 +208,7 @@ def answer(results: Results) -> str:
         for line, effects in found.items():
             shown = "; ".join(f"{place} {say(each)}" for place, each in effects.items())
             said.append(f"  {name}, {line} at L0 {shown}.".replace("at L0 mean", "mean"))
-    said.append(f"  {dead_latents(table, 'line')}.")
+    said.append(f"  Dead latents {levels(table, 'dead', 'line')}.")
     if results.further.get("difficulty", pd.DataFrame()).empty:
         return "\n".join(said)
     return "\n".join([*said, *_by_tokens(_deciles(results), outcomes)])

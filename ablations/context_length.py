@@ -48,7 +48,6 @@ delta LM loss on 2,048 tokens of each evaluation set, 7 for the rest.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -68,6 +67,7 @@ from ablations._matched import (
     interval_of,
     lengths_of,
     measured,
+    opposed,
     trained_on,
 )
 from ablations._positions import at_l0, by_position, far_apart, positions
@@ -242,20 +242,11 @@ def _effects_in_words(found: pd.DataFrame, sets: list[str], trained: list[str]) 
                     f"in {evaluate} {both} ({apart})" if at[evaluate] else f"in {evaluate} {both}"
                 )
             yield f"  trained on {name}: {'; '.join(shown)}."
-    for name, evaluate in _opposed(found, trained, sets):
+    for name, evaluate in opposed(found, trained, sets):
         yield (
             f"  FVU and loss disagree for training on {name} in contexts of {evaluate}: each "
             "interval excludes 0, on opposite sides."
         )
-
-
-def _opposed(found: pd.DataFrame, trained: list[str], sets: list[str]) -> Iterable[tuple[str, str]]:
-    """Training contexts and evaluation contexts whose effects on FVU and loss have other signs."""
-    for name, evaluate in product(trained, sets):
-        where = {"line": BOTH, "evaluate": evaluate, "contrast": name}
-        fvu, loss = (interval_of(found, outcome=each.name, **where) for each in (FVU, LOSS))
-        if fvu.excludes_zero and loss.excludes_zero and fvu.mean * loss.mean < 0:
-            yield name, evaluate
 
 
 def _reading_in_words(found: pd.DataFrame, table: pd.DataFrame) -> str:

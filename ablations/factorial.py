@@ -75,7 +75,7 @@ from matplotlib.figure import Figure
 from ablations._bridges import beside_cells
 from ablations._controls import compared, controlled, controls
 from ablations._convergence import convergence, converging
-from ablations._documents import document_noise
+from ablations._documents import document_noise, noise_in_words
 from ablations._factorial_figures import effects, frequent, frontiers, histograms
 from ablations._lines import (
     BANDS,
@@ -88,10 +88,10 @@ from ablations._lines import (
     prepared,
     trials,
 )
-from ablations._squares import WAYS, by_place, paths, sentence, summary
+from ablations._squares import SIDES, WAYS, by_place, paths, sentence, summary
 from sae_bench.ablation import Data, Finished, Preset
 from sae_bench.arm import Arm
-from sae_bench.contrasts import Interval, Outcome, at_each_place, compare, intervals
+from sae_bench.contrasts import Outcome, at_each_place, compare, intervals
 from sae_bench.recipe import Recipe
 from sae_bench.results import Results
 from sae_bench.text import After, Documentation, Excerpts
@@ -252,25 +252,6 @@ def contrasts(results: Results) -> pd.DataFrame:
     return found.assign(l0=at.where(~by_loss), delta_lm_loss=at.where(by_loss))
 
 
-def _evaluation_noise(found: pd.DataFrame) -> list[str]:
-    """The effects of one seed with intervals over held-out documents."""
-    said = [
-        "Noise of the text, which intervals over seeds do not hold: the SAEs of seed "
-        f"{STUDY.seeds[-1]}, 95% over {found['documents'].iloc[0]} documents drawn anew (draws in "
-        "which a loss is not positive are left out, which narrows its intervals):"
-    ]
-    for (outcome, way), rows in found.groupby(["outcome", "way"], sort=False):
-        known = {
-            r.contrast: Interval(r.mean, r.low, r.high, r.documents) for r in rows.itertuples()
-        }
-        shown = ", ".join(
-            f"{words} {known[side].percent()}{'' if known[side].excludes_zero else ' (holds 0)'}"
-            for side, words in SIDES.items()
-        )
-        said.append(f"  {outcome}, {way}: {shown}.")
-    return said
-
-
 def _other_bounds(table: pd.DataFrame) -> list[str]:
     outcomes = {each.name: each for each in OTHER_BOUNDS}
     said = []
@@ -333,7 +314,7 @@ def answer(results: Results) -> str:
     said.append("What straight-through gradients to the input change in JumpReLU:")
     said += paths(table, DECISIVE)
     if "documents" in results.further:
-        said += _evaluation_noise(results.further["documents"])
+        said += noise_in_words(results.further["documents"], STUDY.seeds[-1])
     if "controls" in results.further:
         said += compared(table, results.further["controls"])
     said += ["JumpReLU's thresholds, means over arms:", _collapse(table)]
@@ -355,7 +336,6 @@ SHOWN = {
     FREQUENT[1].name: "the same, matched delta LM loss",
 }
 """Outcomes whose effects are drawn, and their titles."""
-SIDES = {"A": "JumpReLU for ReLU", "B": "L0 for L1", "interaction": "interaction"}
 
 
 def documents(finished: Finished) -> pd.DataFrame:

@@ -47,8 +47,8 @@ from matplotlib.figure import Figure
 
 from ablations import factorial
 from ablations._lines import CELLS, prepared, styled
-from ablations._squares import WAYS, by_place, is_share
-from ablations.factorial import FVU, OTHER_BOUNDS, SIDES, Factorial, arms, with_shares
+from ablations._squares import SIDES, WAYS, by_place, is_share
+from ablations.factorial import FVU, OTHER_BOUNDS, Factorial, arms, with_shares
 from sae_bench import bands, plots
 from sae_bench.ablation import Data, Preset
 from sae_bench.contrasts import Outcome, at_each_place, compare, intervals

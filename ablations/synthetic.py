@@ -50,7 +50,7 @@ from torch import Tensor
 
 from ablations import factorial
 from ablations._lines import CELLS, TUNED, prepared, styled
-from ablations._squares import WAYS, saying
+from ablations._squares import SIDES, WAYS, saying
 from ablations._threshold_noise import text
 from sae_bench import bands, plots
 from sae_bench.ablation import Finished, Origin, Preset
@@ -233,7 +233,7 @@ FOUND = Outcome("recovered", "log_l0", "features recovered at matched L0", AT)
 SHARE = Outcome("l0_share_above_10pct", "log_l0", "share of L0 above 10% at matched L0", AT)
 DEAD = Outcome("dead", "log_l0", "dead latents at matched L0", AT)
 OUTCOMES = (FVU, FOUND, SHARE, DEAD)
-MAIN = {"A": "JumpReLU for ReLU", "B": "L0 for L1"}
+MAIN = {side: SIDES[side] for side in ("A", "B")}
 SIMPLE = {
     "A without B": "JumpReLU for ReLU under L1",
     "A with B": "under L0",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ablations import _vanishing, context_length
-from ablations._matched import ALL, BOTH, FVU, LINES, LOSS, effects, interval_of
+from ablations._matched import ALL, BOTH, FVU, LINES, LOSS, effects, interval_of, opposed
 from ablations._positions import at_l0, by_bin, far_apart
 from ablations._turnover import OWN, elicits_other, lost, shares
 from ablations._vanishing import CONTROL, Cut, foreign_to, last_activations, reach, readings
@@ -314,3 +314,17 @@ def test_what_is_published_says_the_same(results: Results, tmp_path: Path) -> No
     results.publish("context_length", tmp_path)
     again = Results.published("context_length", tmp_path)
     assert context_length.answer(again) == context_length.answer(results)
+
+
+def test_fvu_and_loss_that_disagree_are_named() -> None:
+    rows = [
+        {"outcome": outcome.name, "line": BOTH, "evaluate": where, "contrast": "64", "n": 3}
+        | {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+        for where, means in {
+            "64": (-0.05, 0.02),
+            "256": (0.05, 0.02),
+            "1024": (-0.05, 0.005),
+        }.items()
+        for outcome, mean in zip((FVU, LOSS), means, strict=True)
+    ]
+    assert list(opposed(pd.DataFrame(rows), ["64"], ["64", "256", "1024"])) == [("64", "64")]

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from ablations import _controls, _documents, factorial
-from ablations._convergence import convergence
+from ablations._controls import compared
+from ablations._convergence import convergence, converging
 from ablations._lines import (
     BRIDGES,
     CELLS,
@@ -309,3 +310,39 @@ def test_what_is_tuned_is_what_the_published_trials_say() -> None:
             mine = mine[mine["threshold_lr"] == tuned.threshold_lr]
             assert set(mine["activation"]) == {tuned.activation.label}
         assert mine["fvu"].max() <= (1 + CLOSE) * rows["fvu"].min()
+
+
+def test_convergence_draws_one_seed_a_line() -> None:
+    """Others would join its end to their beginning."""
+    rows = [
+        {"arm": f"{seed}", "cell": "ReLU + L1", "seed": seed, "near": near, "tokens": tokens}
+        | {"l0": 30.0, "fvu": 0.1 + seed}
+        for seed in (3, 0)
+        for near in (32, 128)
+        for tokens in (512, 1024, 1536)
+    ]
+    for axes in converging(pd.DataFrame(rows), ["ReLU + L1"]).axes:
+        (line,) = axes.lines
+        assert list(line.get_xdata()) == [512, 1024, 1536]
+        assert set(line.get_ydata()) == {0.1}
+
+
+def test_controls_are_held_against_their_own_seeds() -> None:
+    """Planted: rescaled codes 10% below, the trained cell with L0 20% below; seed 9 is another."""
+    shifts = {"ReLU + L1": 1.0, "ReLU + L0 (input)": 0.8}
+    controls = {"rescaled": 0.9, "thresholded": 1.0, "thresholded, rescaled": 0.9}
+
+    def rows(cells: dict[str, float], seeds: tuple[int, ...]) -> pd.DataFrame:
+        known = [
+            {"cell": name, "seed": seed, "l0": l0, "fvu": shift / l0 * (5.0 if seed == 9 else 1.0)}
+            for name, shift in cells.items()
+            for seed in seeds
+            for l0 in (8.0, 30.0, 120.0)
+        ]
+        return pd.DataFrame(known).assign(eval_set="held-out")
+
+    said = compared(rows(shifts, (3, 4, 9)), rows(controls, (3, 4)))
+    assert "means over seeds 3, 4:" in said[0]
+    assert said[1] == "  rescaled: L0 16 -10.0%, L0 32 -10.0%, L0 64 -10.0%, L0 112 -10.0%."
+    assert said[2].startswith("  thresholded: L0 16 +0.0%")
+    assert said[4].startswith("  ReLU + L0 (input): L0 16 -20.0%")

@@ -278,6 +278,10 @@ def test_effects_are_means_over_the_same_places_or_told_place_by_place() -> None
     table["status"] = np.where(table.index.isin(first), "failed", "trained")
     said = kernels.answer(results)
     assert "bandwidth: Diverged: BatchKDE(Rectangle(0.002)) 1 of " in said
+    assert "Ran away (over 50% of the latents dead): none." in said
+    gone = results.table.assign(dead=0.9 * (table["kernel"] == "BatchKDE(Rectangle(0.002))"))
+    ran = "Ran away (over 50% of the latents dead): eps 0.002 "
+    assert ran in kernels.answer(Results(gone, NONE))
     assert "Left out, since they lack arms: BatchKDE(Rectangle(0.002)), seed 1." in said
     found = _bandwidths.effects(_bandwidths.lined(kernels._part(results, "bandwidth")))
     assert set(kernels.contrasts(results)["against"]) == set(found["against"])

@@ -9,7 +9,7 @@ import pytest
 
 from sae_bench import ablation
 from sae_bench.cli import main
-from sae_bench.report import Section, report
+from sae_bench.report import Section, _command, report
 from sae_bench.results import Results
 from tests.desk import ABLATION
 
@@ -69,6 +69,25 @@ def test_parts_of_a_grid_and_settings_of_the_past(letters: ablation.Ablation) ->
     keys = [arm.key for arm in letters.arms(letters.preset("small"))]
     assert "(2 of its 5 arms so far)" in section(letters, keys[:2])
     assert "settings that no preset has now" in section(letters, ["other", *keys])
+
+
+def test_a_caption_stands_below_its_figure(letters: ablation.Ablation) -> None:
+    drawn = [Path("figures/letters/a.png"), Path("figures/letters/b.png")]
+    known = replace(letters, captions={"a": "Bars are seeds."})
+    text = Section(known, results(["a"]), drawn, []).text()
+    assert "](figures/letters/a.png)\n\n*Bars are seeds.*\n\n![letters: b](" in text
+
+
+def test_the_command_names_the_parts_that_were_run() -> None:
+    chosen = ablation.load("factorial")
+    parts = chosen.presets["study"].parts()
+    arms = [
+        f"{name}/{arm.key}" for name in ("cells-1", "cells-3") for arm in chosen.arms(parts[name])
+    ]
+    run = "`sae-bench run factorial --preset study --parts cells-1 cells-3`, "
+    assert f"{run}`sae-bench publish factorial` (72 of its 270 arms so far)" in _command(
+        chosen, set(arms)
+    )
 
 
 def test_the_same_text_every_time(letters: ablation.Ablation) -> None:
