@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ablations import _comparison, _compute, _documents, _matching, architectures
+from ablations._places import levels
 from sae_bench.ablation import Finished
 from sae_bench.contrasts import compare
 from sae_bench.results import Results
@@ -178,7 +179,7 @@ def test_levels_are_means_over_seeds_where_all_reach() -> None:
     table = planted({"ReLU": 1.0}).query("train_tokens == 800")
     table = table.assign(l0_share_above_10pct=0.1 + 0.01 * table["seed"])
     table = table[(table["seed"] > 0) | (table["l0"] < 50)]
-    said = _comparison._levels(table, _comparison.SHARE)
+    said = levels(table, _comparison.SHARE.y, "architecture")
     assert said == "at L0 16, 32, 64: ReLU 11%, -, -"
 
 
