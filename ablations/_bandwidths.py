@@ -1,8 +1,11 @@
 """Part `bandwidth` of `kernels`: the rectangle's eps, straight-through and with exact jumps.
 
 Rates of the thresholds are dealt with as in `_threshold_training`: all lines at the base rate, and
-each line at the rate that the other seeds choose for it at the middle coefficient.
+each line at the rate that the other seeds choose for it at the middle coefficient. Shares, which no
+rate's gain moves, are compared at the base rate.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -11,20 +14,23 @@ from matplotlib.figure import Figure
 
 from ablations._estimators import PULLS, look
 from ablations._matched import in_words
-from ablations._places import apart, in_places, intervals_of
+from ablations._places import apart, in_places, intervals_of, levels
 from ablations._threshold_noise import loglog, text
 from ablations._threshold_training import (
+    DEAD,
     FVU,
+    SHARE,
     WAYS,
     base_rate,
     decided,
     frontier,
     rates_chosen,
+    replicates,
     word,
 )
 from ablations._windows import EXPLAINED, FLOOR, SEEN
 from sae_bench import plots
-from sae_bench.contrasts import Interval, matched
+from sae_bench.contrasts import Interval, Outcome, interpolate, matched, t_interval
 
 REFERENCE = 0.02
 """The bandwidth that others are held against."""
@@ -54,14 +60,15 @@ def lined(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(line=[line_of(bandwidth, pull) for bandwidth, pull in pairs])
 
 
-def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """log FVU of a line minus another, at each place of L0 that both reach and in the mean over
-    `COMMON`, paired over seeds: columns way (how rates were dealt with), against, bandwidth, and
-    those of `intervals_of`. `against` is a kind, for a bandwidth minus the reference within it; or
-    `BETWEEN`, for exact jumps minus straight-through at equal bandwidth.
+def effects(table: pd.DataFrame, outcome: Outcome = FVU) -> pd.DataFrame:
+    """A line minus another, at each place of L0 that both reach and in the mean over `COMMON`,
+    paired over seeds: columns outcome, way (how rates were dealt with; but for FVU all at one),
+    against, bandwidth, and those of `intervals_of`. `against` is a kind, for a bandwidth minus the
+    reference within it; or `BETWEEN`, for exact jumps minus straight-through at equal bandwidth.
 
     Args:
         table: what `lined` gives.
+        outcome: what is compared.
     """
     widths, there, found = sorted(set(table["bandwidth"])), set(table["line"]), []
     pairs = [
@@ -72,12 +79,12 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     ]
     first, exact = KINDS
     pairs += [(BETWEEN, width, line_of(width, exact), line_of(width, first)) for width in widths]
-    for way, rows_of in WAYS.items():
+    for way, rows_of in list(WAYS.items())[: None if outcome == FVU else 1]:
         rows = rows_of(table)
         for against, width, of, to in pairs:
             if {of, to} <= there:
-                values = apart(rows, FVU, "line", of, to)
-                row = {"way": way, "against": against, "bandwidth": width}
+                values = apart(rows, outcome, "line", of, to)
+                row = {"outcome": outcome.name, "way": way, "against": against, "bandwidth": width}
                 found.append(intervals_of(values, COMMON).assign(**row))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
@@ -114,10 +121,68 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     known = matched(frontier(table), FVU.x, FVU.y, list(np.log(COMMON)), "line").notna().all(axis=1)
     reaching = known.groupby("line").any()
     said.append(rates_chosen(table, [line for line in lines if reaching.get(line, False)]))
+    said += [*_at_rates(table), *_shares(table, one)]
     said.append(_ran_away(table))
     if len(seen):
         said.append(_behaviour(table, seen))
     return "\n".join(said)
+
+
+def at_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """The arms of each line's middle coefficient, at every rate, against the base rate's curve of
+    the reference (same pull, same seed) at the arm's own L0: columns line, pull, bandwidth, rate,
+    seed, l0, apart (of log FVU; NaN outside the curve).
+
+    Args:
+        table: what `lined` gives.
+    """
+    rows, found = replicates(table), []
+    base = frontier(table)
+    middle = base.groupby("line")["coefficient"].median()
+    at_middle = rows[np.isclose(rows["coefficient"], rows["line"].map(middle))]
+    curves = dict(iter(base.groupby(["line", "seed"])))
+    for arm in at_middle.itertuples():
+        curve = curves.get((line_of(REFERENCE, arm.pull), arm.seed))
+        if curve is not None:
+            x, y = (curve[column].to_numpy(float) for column in (FVU.x, FVU.y))
+            expected = interpolate(x, y, np.array([arm.log_l0]))[0]
+            row = {"line": arm.line, "pull": arm.pull, "bandwidth": arm.bandwidth}
+            row |= {"rate": arm.threshold_lr, "seed": arm.seed, "l0": arm.l0}
+            found.append(row | {"apart": arm.log_fvu - expected})
+    return pd.DataFrame(found)
+
+
+def _at_rates(table: pd.DataFrame) -> Iterator[str]:
+    found = at_rates(table)
+    if found.empty:
+        return
+    yield (
+        "  Rates at each line's middle coefficient (added after a review): FVU over that of eps "
+        f"{REFERENCE:g} with the same pull at threshold lr {base_rate(table):g}, at the arm's own "
+        "L0, which is in brackets; a dash where not all seeds lie inside that curve:"
+    )
+    for line, rows in found.groupby("line", sort=False):
+        shown = []
+        for rate, each in rows.groupby("rate"):
+            known = each["apart"].notna().all()
+            effect = t_interval(each["apart"].to_numpy(float)).percent() if known else "-"
+            shown.append(f"{rate:g} {effect} (L0 {each['l0'].mean():.0f})")
+        yield f"    {line}: {', '.join(shown)}."
+
+
+def _shares(table: pd.DataFrame, way: str) -> Iterator[str]:
+    """Effects on frequent and dead latents."""
+    yield (
+        f"  Frequent and dead latents (added after a review), {way}, against eps {REFERENCE:g}, "
+        f"means over L0 {', '.join(map(str, COMMON))}:"
+    )
+    for outcome in (SHARE, DEAD):
+        means = effects(table, outcome)
+        means = means[means["l0"].isna() & means["mean"].notna()]
+        for kind, rows in means.groupby("against", sort=False):
+            shown = (f"{name} {each.points()}" for name, each in _calls(rows).items())
+            yield f"    {outcome.name}, {kind}: {', '.join(shown)}."
+        yield f"    {outcome.name} {levels(frontier(table), outcome.y, 'line', COMMON)}."
 
 
 def _ran_away(table: pd.DataFrame) -> str:
@@ -170,21 +235,28 @@ def _behaviour(table: pd.DataFrame, seen: pd.DataFrame) -> str:
 # -- figures --------------------------------------------------------------------------------------
 
 
-def fvu_drawn(table: pd.DataFrame) -> Figure:
-    """FVU at L0 = AT against eps, means over seeds with bars that span them: at one rate, and each
-    line at its own. Lines that do not reach that L0 with all seeds are left out."""
-    figure = plots.figure(6.8, 3.0, 1, len(WAYS))
-    for (way, rows_of), axes in zip(WAYS.items(), figure.axes, strict=True):
-        values = np.exp(matched(rows_of(table), FVU.x, FVU.y, [float(np.log(AT))], "line"))
-        places = {pull: _at_line(table, values.iloc[:, 0], pull) for pull in PULLS}
-        for pull, points in places.items():
+def at_l0_drawn(table: pd.DataFrame) -> Figure:
+    """FVU at L0 = AT against eps, at one rate and each line at its own, and at one rate the share
+    of L0 in frequent latents: means over seeds with bars that span them. Lines that do not reach
+    that L0 with all seeds are left out."""
+    drawn = [("FVU", FVU, np.exp, way) for way in WAYS]
+    drawn.append((SHARE.name, SHARE, np.positive, next(iter(WAYS))))
+    figure = plots.figure(6.8, 2.6, 1, len(drawn))
+    for (name, outcome, scale, way), axes in zip(drawn, figure.axes, strict=True):
+        at = [float(np.log(AT))]
+        values = scale(matched(WAYS[way](table), outcome.x, outcome.y, at, "line"))
+        for pull in PULLS:
+            points = _at_line(table, values.iloc[:, 0], pull)
             mean = points.mean(axis=1, skipna=False)
             bars = np.stack([mean - points.min(axis=1), points.max(axis=1) - mean])
             axes.errorbar(points.index, mean, yerr=bars, label=KINDS[pull], **look("batch" + pull))
-        _widths(axes, f"FVU at L0 {AT}")
+        _widths(axes, f"{name} at L0 {AT}")
         axes.set_title(way, fontsize=8)
-    figure.axes[1].set_ylabel("")
-    return plots.legend_below(figure, figure.axes[0])
+    first, second, last = figure.axes
+    second.sharey(first)
+    second.set_ylabel("")
+    last.set(yscale="linear", ylim=(0, None))
+    return plots.legend_below(figure, first)
 
 
 def _at_line(table: pd.DataFrame, values: pd.Series, pull: str) -> pd.DataFrame:
@@ -194,12 +266,9 @@ def _at_line(table: pd.DataFrame, values: pd.Series, pull: str) -> pd.DataFrame:
     return wide.reindex([line_of(width, pull) for width in widths]).set_axis(widths, axis=0)
 
 
-def travel_drawn(table: pd.DataFrame, seen: pd.DataFrame) -> Figure:
-    """Travel of thresholds, and how much of the windows lies below 0, against eps."""
-    drawn = {
-        "travel": "median |log theta / start|",
-        "below": "share of the window's samples below 0",
-    }
+def thresholds_drawn(table: pd.DataFrame, seen: pd.DataFrame) -> Figure:
+    """Thresholds, and how much of the windows lies below 0, against eps."""
+    drawn = {"theta": "median theta", "below": "share of the window's samples below 0"}
     figure = _beside(table, seen, drawn)
     figure.axes[1].set_yscale("linear")
     return figure

@@ -7,13 +7,12 @@ from matplotlib.figure import Figure
 from ablations._matched import in_words
 from ablations._places import apart, in_places, intervals_of, levels
 from ablations._threshold_noise import text
-from ablations._threshold_training import FVU, PLACES, decided, word
+from ablations._threshold_training import DEAD, FVU, PLACES, SHARE, decided, word
 from ablations._windows import EXPLAINED, FLOOR, SEEN, SHAPES
 from sae_bench import bands, plots
-from sae_bench.contrasts import Interval, Outcome, intervals, matched
+from sae_bench.contrasts import Interval, intervals, matched
 
 REFERENCE = "Rectangle"
-SHARE = Outcome("l0_share_above_10pct", "log_l0", "share of L0 above 10%", FVU.at)
 AT = 32
 """L0 at which thresholds are compared."""
 WAYS = {"equal eps": "bandwidth", "equal standard deviation": "deviation"}
@@ -81,7 +80,7 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
         rows = compared(table, way)
         said += [f"  L0 at equal coefficients, {way}: {_l0_moved(rows)}."]
         said += [f"  {SHARE.name} against the rectangle, {way}: {_shares(rows)}."]
-        said += [f"  Dead latents {levels(rows, 'dead', 'shape')} ({way})."]
+        said += [f"  Dead latents {levels(rows, DEAD.y, 'shape')} ({way})."]
     if len(seen):
         said.append(_behaviour(table, seen))
     return "\n".join(said)

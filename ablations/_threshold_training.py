@@ -23,6 +23,8 @@ from sae_bench.contrasts import Interval, Outcome, Square, compare, interpolate,
 
 PLACES = (16, 24, 32, 48, 64, 96)
 FVU = Outcome("log_fvu", "log_l0", "FVU at matched L0", tuple(float(x) for x in np.log(PLACES)))
+SHARE = Outcome("l0_share_above_10pct", "log_l0", "share of L0 above 10%", FVU.at)
+DEAD = Outcome("dead", "log_l0", "dead latents", FVU.at)
 TARGET = 64
 """L0 that steps are counted to."""
 

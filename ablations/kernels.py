@@ -60,7 +60,7 @@ from matplotlib.figure import Figure
 
 from ablations import _bandwidths, _kernel_shapes
 from ablations._lines import BANDS, TUNED
-from ablations._threshold_training import base_rate, cells, diverged
+from ablations._threshold_training import DEAD, FVU, SHARE, base_rate, cells, diverged
 from ablations._windows import SHAPES, named, windows
 from ablations.factorial import STUDY as FACTORIAL
 from architectures import JumpReLUSAE
@@ -214,9 +214,10 @@ def contrasts(results: Results) -> pd.DataFrame:
     straight-through: at each place of L0, and means over them."""
     found = [pd.DataFrame()]
     if len(table := _part(results, SHAPE)):
-        found.append(_kernel_shapes.effects(table))
+        found.append(_kernel_shapes.effects(table).assign(outcome=FVU.name))
     if len(table := _part(results, BANDWIDTH)):
-        found.append(_bandwidths.effects(_bandwidths.lined(table)))
+        lined = _bandwidths.lined(table)
+        found += [_bandwidths.effects(lined, outcome) for outcome in (FVU, SHARE, DEAD)]
     return pd.concat(found, ignore_index=True)
 
 
@@ -240,32 +241,35 @@ def answer(results: Results) -> str:
 
 CAPTIONS = {
     "fvu_vs_l0": BANDS,
-    "fvu_vs_eps": (
-        "FVU at one L0 against eps: means over seeds, bars span them; at one learning rate "
-        "of the thresholds, and each line at its own. Lines that not all seeds bring to that L0 "
-        "are left out."
+    "at_l0_vs_eps": (
+        "FVU, and the share of L0 in latents above 10%, at one L0 against eps: means over seeds, "
+        "bars span them (effects are paired by seed: bars say little of them). Each line at its "
+        "own rate: exact jumps at the narrowest eps got their gain at twice this L0, and none is "
+        "known here. Lines that not all seeds bring to that L0 are left out."
     ),
-    "travel_vs_eps": (
-        "How far thresholds moved, and how much of the windows lies below 0, at each line's middle "
-        "coefficient: L0 differs, and lines that ran away are among them."
+    "thresholds_vs_eps": (
+        "Where thresholds went (all start at one value), and how much of the windows lies below 0, "
+        "at each line's middle coefficient: L0 differs, and lines that ran away are among them; "
+        "dead latents are counted."
     ),
     "samples_vs_eps": (
         "Samples of a held-out batch in a latent's window, and share of windows with any; "
-        "grey: the share if samples came independently. At each line's middle coefficient."
+        "grey: the share if samples came independently. At each line's middle coefficient; dead "
+        "latents are counted, and lines that ran away are among them."
     ),
 }
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """Frontiers by shape; FVU, travel of thresholds and samples in windows against eps."""
+    """Frontiers by shape; FVU, frequent latents, thresholds and samples in windows against eps."""
     counted = results.further.get("windows", pd.DataFrame())
     drawn = {}
     if len(table := _part(results, SHAPE)):
         drawn["fvu_vs_l0"] = _kernel_shapes.frontiers(table)
     if len(table := _part(results, BANDWIDTH)):
         table = _bandwidths.lined(table)
-        drawn["fvu_vs_eps"] = _bandwidths.fvu_drawn(table)
+        drawn["at_l0_vs_eps"] = _bandwidths.at_l0_drawn(table)
         if len(counted):
-            drawn["travel_vs_eps"] = _bandwidths.travel_drawn(table, counted)
+            drawn["thresholds_vs_eps"] = _bandwidths.thresholds_drawn(table, counted)
             drawn["samples_vs_eps"] = _bandwidths.counts_drawn(table, counted)
     return drawn

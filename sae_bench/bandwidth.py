@@ -165,8 +165,9 @@ class PersistentBandwidth(Estimator):
         samples, present, _ = batch
         width = state["bandwidth"]
         gradient, inner = self.inner.estimate(_inner(state), batch, width)
-        distance = samples.pre - present.theta[samples.latent]
-        u = (distance / width[samples.latent]).abs()
+        theta, own = (each.index_select(0, samples.latent) for each in (present.theta, width))
+        distance = samples.pre - theta
+        u = (distance / own).abs()
         seen = {
             "near": samples.weight * (u < self.near),
             "inside": samples.weight * (u < self.kernel.reach),

@@ -144,7 +144,7 @@ class KernelEstimator(Estimator):
 
 def at(width: Bandwidth, latent: Int[Tensor, " samples"]) -> float | Float[Tensor, " samples"]:
     """The width that belongs to each sample."""
-    return width[latent] if isinstance(width, Tensor) else width
+    return width.index_select(0, latent) if isinstance(width, Tensor) else width
 
 
 @dataclass(frozen=True)

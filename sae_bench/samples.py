@@ -52,7 +52,7 @@ class Samples(NamedTuple):
 
     def at(self, chosen: Int[Tensor, " chosen"]) -> "Samples":
         """Those with these indices."""
-        return Samples(*(column[chosen] for column in self))
+        return Samples(*(column.index_select(0, chosen) for column in self))
 
     def within(
         self, theta: Float[Tensor, " d_sae"], half: float | Float[Tensor, " d_sae"]
@@ -98,7 +98,7 @@ class Present(NamedTuple):
 
     def at(self, latent: Int[Tensor, " *shape"]) -> "Present":
         """The values of the latents that samples belong to."""
-        theta, norms, curvature = (values[latent] for values in self[:3])
+        theta, norms, curvature = (values.index_select(0, latent) for values in self[:3])
         return Present(theta, norms, curvature, self.penalty, self.scale)
 
 

@@ -147,12 +147,12 @@ class WithThresholds(nn.Module):
         low, high = present.theta - reach, present.theta + reach
         latent, columns = within(low, high, *latents, latents.f.grad, step_slope)
         pre, f, step, grad, step_slope = columns
-        slope = present.penalty.slope(f, present.norms[latent])
+        slope = present.penalty.slope(f, present.norms.index_select(0, latent))
         pull = len(latents.f) * grad - present.scale * slope
         samples = Samples(
             latent=latent,
             pre=pre,
-            projection=f * present.curvature[latent] - pull / 2,
+            projection=f * present.curvature.index_select(0, latent) - pull / 2,
             step_slope=step_slope - step * self.penalty.step_curvature,
             weight=torch.ones_like(pre),
         )

@@ -12,7 +12,7 @@ import torch
 
 from ablations import _bandwidths, _kernel_shapes, kernels
 from ablations._threshold_measures import theta_of
-from ablations._threshold_training import decided
+from ablations._threshold_training import DEAD, SHARE, decided
 from ablations._windows import SHAPES, half_window, inside, named
 from architectures import JumpReLUSAE
 from sae_bench.ablation import Finished
@@ -256,6 +256,27 @@ def test_a_bandwidth_at_its_own_rate() -> None:
     assert found["each at its own threshold lr", kind, 6.3e-4] == pytest.approx(-0.1, abs=0.005)
     said = kernels.answer(results)
     assert "eps 0.00063, eps 0.00063, exact jump chose the highest that was tried" in said
+    at = _bandwidths.at_rates(table).groupby(["line", "rate"])["apart"].mean()["eps 0.00063"]
+    assert at.to_dict() == pytest.approx({0.01: 0.1, 0.03: 0.1, 0.1: -0.1}, abs=0.005)
+    at = _bandwidths.at_rates(table).groupby(["line", "rate"])["apart"].mean()["eps 0.02"]
+    assert at.to_dict() == pytest.approx({0.01: 0, 0.03: 0, 0.1: 0}, abs=1e-9)
+
+
+def test_frequent_and_dead_latents_are_compared_at_one_rate() -> None:
+    """Both differ by eps, and by rate, which is not looked at."""
+    table = named(planted("bandwidth", nothing, as_dense).table)
+    step = np.log10(table["bandwidth"] / 0.02) + 5 * ~np.isclose(table["threshold_lr"], 0.03)
+    lined = _bandwidths.lined(table.assign(l0_share_above_10pct=0.5 - 0.1 * step, dead=0.1 * step))
+    for outcome, size in ((SHARE, -0.1), (DEAD, 0.1)):
+        found = _bandwidths.effects(lined, outcome)
+        assert set(found["way"]) == {"at one threshold lr"}
+        found = found[found["l0"].isna()].set_index(["against", "bandwidth"])["mean"]
+        assert found["straight-through", 0.2] == pytest.approx(size)
+        assert found["exact jump", 2e-3] == pytest.approx(-size)
+        assert found[_bandwidths.BETWEEN, 2e-3] == pytest.approx(0, abs=1e-12)
+    said = _bandwidths.described(lined, NONE)
+    assert "    share of L0 above 10%, straight-through: eps 0.00063 +15.02 [" in said
+    assert "    dead latents at L0 24, 32, 48: eps " in said
 
 
 def test_effects_are_means_over_the_same_places_or_told_place_by_place() -> None:
@@ -298,7 +319,7 @@ def test_thresholds_that_hardly_move_may_leave_nothing_to_compare() -> None:
     said = kernels.answer(results)
     assert "eps 0.00063 does not reach them" in said
     assert "by the other seeds: eps 0.002 " in said
-    drawn = kernels.figures(results)["fvu_vs_eps"]
+    drawn = kernels.figures(results)["at_l0_vs_eps"]
     drawn.draw_without_rendering()
 
 
@@ -362,7 +383,7 @@ def test_the_answer_and_the_figures(results: Results, tmp_path: Path) -> None:
     assert "Bandwidth of the rectangle, 2 paired seeds" in said
     assert "hit expected" in said
     drawn = kernels.figures(results)
-    assert set(drawn) == {"fvu_vs_l0", "fvu_vs_eps", "travel_vs_eps", "samples_vs_eps"}
+    assert set(drawn) == {"fvu_vs_l0", "at_l0_vs_eps", "thresholds_vs_eps", "samples_vs_eps"}
     results.publish("kernels", tmp_path)
     assert kernels.answer(Results.published("kernels", tmp_path)) == said
 
