@@ -241,7 +241,9 @@ def at_l0_drawn(table: pd.DataFrame) -> Figure:
     that L0 with all seeds are left out."""
     drawn = [("FVU", FVU, np.exp, way) for way in WAYS]
     drawn.append((SHARE.name, SHARE, np.positive, next(iter(WAYS))))
-    figure = plots.figure(6.8, 2.6, 1, len(drawn))
+    figure = plots.figure(6.8, 3.0, 1, len(drawn))
+    first, second, last = figure.axes
+    second.sharey(first)
     for (name, outcome, scale, way), axes in zip(drawn, figure.axes, strict=True):
         at = [float(np.log(AT))]
         values = scale(matched(WAYS[way](table), outcome.x, outcome.y, at, "line"))
@@ -252,8 +254,6 @@ def at_l0_drawn(table: pd.DataFrame) -> Figure:
             axes.errorbar(points.index, mean, yerr=bars, label=KINDS[pull], **look("batch" + pull))
         _widths(axes, f"{name} at L0 {AT}")
         axes.set_title(way, fontsize=8)
-    first, second, last = figure.axes
-    second.sharey(first)
     second.set_ylabel("")
     last.set(yscale="linear", ylim=(0, None))
     return plots.legend_below(figure, first)
@@ -268,7 +268,7 @@ def _at_line(table: pd.DataFrame, values: pd.Series, pull: str) -> pd.DataFrame:
 
 def thresholds_drawn(table: pd.DataFrame, seen: pd.DataFrame) -> Figure:
     """Thresholds, and how much of the windows lies below 0, against eps."""
-    drawn = {"theta": "median theta", "below": "share of the window's samples below 0"}
+    drawn = {"theta": "median theta", "below": "share of windows' samples below 0"}
     figure = _beside(table, seen, drawn)
     figure.axes[1].set_yscale("linear")
     return figure
