@@ -5,7 +5,7 @@ that was timed in the same round; rounds alternate through all works of a part.
 
     extraction   reading the text into rows (tokenise, pack, forward up to the site, gather), and
                  the same written as four shards, against the bare forward of the truncated model on
-                 the same contexts, tokenised before
+                 the same contexts, those of the shards, tokenised before
     reading      what a training loop waits for its next batch, for rows on the device, in host
                  memory and on disk, against the step (TopK) that it does meanwhile
     evaluation   delta LM loss of one arm and of many, against one prefix (the model up to the site)
@@ -21,6 +21,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -39,6 +40,7 @@ from benchmarks.table import Table, code, machine
 from sae_bench.ablation import Data
 from sae_bench.cache import ActivationCache
 from sae_bench.components import digest
+from sae_bench.contexts import Context
 from sae_bench.devices import default_device
 from sae_bench.errors import InputError
 from sae_bench.models import LanguageModel
@@ -69,8 +71,12 @@ def truncated(lm: LanguageModel, layers: int) -> Iterator[nn.Module]:
 def extraction(bench: Bench) -> Iterator[dict[str, Any]]:
     """Rows of the first part."""
     reading = Reading(bench.lm, resolve_text(DATA.text), DATA.context)
-    contexts = next(reading.shards(False, bench.tokens))
-    passes = list(reading.passes(contexts))
+    size = bench.tokens // SHARDS
+
+    def contexts() -> list[Context]:
+        return [each for shard in islice(reading.shards(False, size), SHARDS) for each in shard]
+
+    passes = list(reading.passes(contexts()))
     tokens = sum(each.rows for each in passes)
 
     @torch.no_grad()
@@ -84,9 +90,8 @@ def extraction(bench: Bench) -> Iterator[dict[str, Any]]:
                 model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
 
     def rows() -> None:
-        read = next(reading.shards(False, bench.tokens))
-        with Progress("rows", bench.tokens, "tokens") as progress:
-            reading.shard_rows(read, [bench.site], torch.float32, progress)
+        with Progress("rows", tokens, "tokens") as progress:
+            reading.shard_rows(contexts(), [bench.site], torch.float32, progress)
 
     def written() -> None:
         with TemporaryDirectory() as folder:
@@ -96,7 +101,7 @@ def extraction(bench: Bench) -> Iterator[dict[str, Any]]:
                 DATA.text,
                 bench.tokens,
                 held_out_tokens=0,
-                shard_tokens=bench.tokens // SHARDS,
+                shard_tokens=size,
                 context=DATA.context,
                 root=folder,
             )
@@ -194,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     add("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="what is measured")
     add("--device", default="cpu", help="where everything runs (untested but on cpu)")
     add("--threads", type=int, default=1, help="threads of the process (default 1)")
-    add("--tokens", type=int, default=32_768, help="of one extraction")
+    add("--tokens", type=int, default=32_768, help="of one extraction, at least")
     add("--lm-tokens", type=int, default=1024, help="of one evaluation")
     add("--arms", type=int, default=8, help="of one evaluation")
     add("--d-sae", type=int, default=Case.d_sae, help="number of latents")
