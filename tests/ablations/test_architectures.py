@@ -113,6 +113,17 @@ def test_matches_are_pairs_of_other_seeds(results: Results) -> None:
     assert (every["mutual_0.7"].reindex(least.index) <= least).all()
 
 
+def test_most_and_fewest_matches_between_architectures() -> None:
+    """Those within an architecture, and columns that are none, are not among them."""
+    same = pd.DataFrame(
+        {"A": [0.99, 0.3], "B": [0.5, 0.01], "chance": [1.0, 0.0]}, index=["A", "B"]
+    )
+    assert _comparison._across(same) == (
+        "between architectures 50% of A's in B down to 30% of B's in A."
+    )
+    assert "alone" in _comparison._across(same.loc[["A"], ["A", "chance"]])
+
+
 def test_best_matches() -> None:
     a = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
     b = torch.tensor([[0.0, 3.0], [5.0, 0.0]])

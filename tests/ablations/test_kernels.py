@@ -311,6 +311,17 @@ def test_effects_are_means_over_the_same_places_or_told_place_by_place() -> None
     assert counts[6.3e-3] == 3
 
 
+def test_a_line_that_is_lost_as_a_whole_is_said() -> None:
+    results = planted("bandwidth", nothing, as_dense)
+    table = results.table
+    lost = table["kernel"] == "BatchKDE(Rectangle(0.002))"
+    table.loc[lost, ["l0", "fvu"]] = math.nan
+    said = kernels.answer(results)
+    (line,) = [each for each in said.splitlines() if "Left out, since they lack arms" in each]
+    assert all(f"BatchKDE(Rectangle(0.002)), seed {seed}" in line for seed in (0, 1, 2))
+    assert "straight-through: eps 0.00063 " in said
+
+
 def test_thresholds_that_hardly_move_may_leave_nothing_to_compare() -> None:
     def denser(arm: Arm) -> float:
         return 100.0 if arm.slots["kernel"].kernel.bandwidth < 1e-3 else 1.0
