@@ -262,6 +262,17 @@ def reference() -> dict[str, Figure]:
     return schematics() | {each.name: draw(each, {PAPER: points}) for each in FIGURES}
 
 
+OVER = (
+    "Solid: SAEs trained here, one seed; bars, where there are any: 95% over documents. Dashed: the "
+    "paper's points (another model, width and budget)."
+)
+CAPTIONS = {f"figure_{figure.number:02d}": OVER for figure in FIGURES} | {
+    "figure_05": "Left axes and solid: SAEs trained here, one seed; the paper's on their own axes.",
+    "figure_14": "SAEs trained here, one seed, nearest to one L0.",
+    "bandwidth": "SAEs trained here, one seed; the paper shows no such sweep.",
+}
+
+
 def figures(results: Results) -> dict[str, Figure]:
     """Every figure that the run has points of, over the paper's; firing frequencies; schematics."""
     return schematics() | figures_of_run(results)
