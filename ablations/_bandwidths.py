@@ -239,6 +239,7 @@ def at_l0_drawn(table: pd.DataFrame) -> Figure:
     """FVU at L0 = AT against eps, at one rate and each line at its own, and at one rate the share
     of L0 in frequent latents: means over seeds with bars that span them. Lines that do not reach
     that L0 with all seeds are left out."""
+    drawn: list[tuple[str, Outcome, np.ufunc, str]]
     drawn = [("FVU", FVU, np.exp, way) for way in WAYS]
     drawn.append((SHARE.name, SHARE, np.positive, next(iter(WAYS))))
     figure = plots.figure(6.8, 3.0, 1, len(drawn))

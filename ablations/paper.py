@@ -263,8 +263,8 @@ def reference() -> dict[str, Figure]:
 
 
 OVER = (
-    "Solid: SAEs trained here, one seed; bars, where there are any: 95% over documents. Dashed: the "
-    "paper's points (another model, width and budget)."
+    "Solid: SAEs trained here, one seed; bars, where there are any: 95% over documents. Dashed: "
+    "the paper's points (another model, width and budget)."
 )
 CAPTIONS = {f"figure_{figure.number:02d}": OVER for figure in FIGURES} | {
     "figure_05": "Left axes and solid: SAEs trained here, one seed; the paper's on their own axes.",

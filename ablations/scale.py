@@ -1,12 +1,13 @@
 """Do the factorial's conclusions survive another site, a wider SAE, and ten times the tokens?
 
 The four cells of the first 2x2 of `ablations/factorial.py` (activation and penalty, JumpReLU with
-gradients to theta only) in that study's setting (`base`) and in three others:
+gradients to theta only) in that study's setting (`base`) and in four others:
 
     layer-5    residual stream after layer 5 of 30 instead of layer 9
     wide       16,384 latents instead of 1,152
     long       4M training tokens instead of 400k, all schedules stretched alike, out of 1M cached
                tokens of 5 times as many documents: 4 passes instead of 2
+    slower     `long` with all learning rates divided by sqrt(10)
 
 Stated before the run:
 - Outcomes: log FVU, and the share of L0 in latents above 10%, at L0 = 16, 32, 64, 128: means over
@@ -26,6 +27,13 @@ Changed after a review of the first report:
 - Simple effects are said place by place, since main effects hid a change of sign; shares above
   other bounds are given, as the effect on frequent latents hangs on the bound.
 
+Seen after the run of `long`: 2 of its 24 arms collapsed within a few steps, after three quarters of
+the training (ReLU + L1 at 0.012, 100% of the latents dead, and JumpReLU + L1 at 0.031, 92%), which
+left holes of factors of 4 and 7 in L0. Both were trained once more, in another order of the data
+(`again`); arms with over 90% dead are left out, in every part. At the rate that was tuned for a
+tenth of the steps, 8e-3, 9% (ReLU + L1) to 58% of the latents are dead in the others, too. Hence
+`slower`, added then.
+
 Layer 20 was the other site at first. Over 90% of the latents died there in every cell. 0.02% of its
 tokens, at the first positions of contexts, have norms of up to 100 times the median; `paper.py`,
 which leaves such positions out (`Settled`), trains at layers 14 and 22, which have them, too, with
@@ -33,24 +41,27 @@ which leaves such positions out (`Settled`), trains at layers 14 and 22, which h
 the tokens (some of " the" and of single spaces) have more than 4 times and hold a third of the
 squared norm; after layer 9 none has. So the two sites differ in more than depth.
 
-Scale of `study`: 24 arms a part. On two cores an arm takes 0.5 minutes in `base` and `layer-5`, 3
-to 4 in `wide`, 5 in `long`, whose activations take 10 to 15 minutes to extract; a part is some 4
-minutes to measure.
+Scale of `study`: 24 arms a part. On two cores an arm takes 0.5 minutes in `base` and `layer-5`, 2
+in `wide`, 2 to 3 in `long` and `slower`, whose activations take 15 minutes to extract; a part is
+some 4 minutes to measure.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations import factorial
-from ablations._lines import CELLS, prepared, styled
+from ablations._lines import CELLS, Tuned, prepared, styled
+from ablations._places import levels
 from ablations._squares import SIDES, WAYS, by_place, is_share
-from ablations.factorial import FVU, OTHER_BOUNDS, Factorial, arms, with_shares
+from ablations.factorial import FVU, OTHER_BOUNDS, PLACES, Factorial, with_shares
 from sae_bench import bands, plots
 from sae_bench.ablation import Data, Preset
+from sae_bench.arm import Arm
 from sae_bench.contrasts import Outcome, at_each_place, compare, intervals
 from sae_bench.results import Results
 
@@ -65,7 +76,9 @@ SIMPLE = {
 """The simple effects behind each main effect."""
 JUDGED = SPREAD | dict.fromkeys(OTHER_BOUNDS, SPREAD[SHARE])
 BASE = "base"
-PARTS = (BASE, "layer-5", "wide", "long")
+PARTS = (BASE, "layer-5", "wide", "long", "slower")
+COLLAPSED = 0.9
+"""Share of dead latents above which an arm is left out."""
 
 
 @dataclass(frozen=True)
@@ -77,25 +90,47 @@ class Elsewhere(Factorial):
         width: the other number of latents.
         times: as many training tokens.
         cached: times as many cached tokens.
+        again: lines and places of settings that are trained in another order of the data, too.
     """
 
     site: str = "layers.5.resid_post"
     width: int = 16_384
     times: int = 10
     cached: int = 5
+    again: tuple[tuple[str, int], ...] = ()
 
     def parts(self) -> dict[str, Preset]:
         """The factorial's own setting, then the others."""
         data = self.data
         assert isinstance(data, Data)
         more, longer = data.replace(tokens=self.cached * data.tokens), float(self.times)
+        long = self.replace(data=more, recipe=self.recipe.stretched(longer))
         others = (
             self,
             self.replace(data=data.replace(site=self.site)),
             self.replace(d_sae=self.width),
-            self.replace(data=more, recipe=self.recipe.stretched(longer)),
+            long.replace(again=(("ReLU + L1", 1), ("JumpReLU + L1 (theta)", 4))),
+            long.replace(tuned=tuple((_slower(each, longer),) for (each,) in self.tuned)),
         )
         return dict(zip(PARTS, others, strict=True))
+
+
+def _slower(tuned: Tuned, times: float) -> Tuned:
+    """With the learning rates for so many times the steps."""
+    less = math.sqrt(times)
+    return replace(tuned, lr=tuned.lr / less, threshold_lr=tuned.threshold_lr / less)
+
+
+def arms(preset: Elsewhere) -> list[Arm]:
+    """Those of the factorial, and those trained again."""
+    made = factorial.arms(preset)
+    for line, index in preset.again:
+        one = preset.replace(lines=(line,), settings=(index,))
+        made += [
+            replace(arm, recipe=arm.recipe.replace(data_seed=1 + arm.recipe.data_seed))
+            for arm in factorial.arms(one)
+        ]
+    return made
 
 
 PRESETS = {
@@ -176,8 +211,37 @@ def _judged(found: pd.DataFrame) -> Iterator[str]:
             yield f"  {SIDES[side]}, {outcome.name}: {'; '.join(shown)}."
 
 
-def _measured(results: Results) -> pd.DataFrame:
+def _trained(results: Results) -> pd.DataFrame:
     return with_shares(prepared(results.table), results.frequencies)
+
+
+def _measured(results: Results) -> pd.DataFrame:
+    table = _trained(results)
+    return table[table["dead"] <= COLLAPSED]
+
+
+def _collapsed(table: pd.DataFrame) -> list[str]:
+    """What was left out."""
+    lost = table[table["dead"] > COLLAPSED]
+    shown = [
+        f"{arm.part}, {arm.cell} at {arm.coefficient:g} (FVU {arm.fvu:.2f}, {arm.dead:.0%})"
+        for arm in lost.itertuples()
+    ]
+    return (
+        [f"Left out, over {COLLAPSED:.0%} of the latents dead: {'; '.join(shown)}."]
+        if shown
+        else []
+    )
+
+
+def _dead(table: pd.DataFrame) -> str:
+    """Of each part."""
+    parts = [part for part in PARTS if part in set(table["part"])]
+    shown = (
+        f"  {part}, dead latents {levels(table[table['part'] == part], 'dead', 'cell', PLACES)}."
+        for part in parts
+    )
+    return "\n".join(shown)
 
 
 def answer(results: Results) -> str:
@@ -192,7 +256,7 @@ def answer(results: Results) -> str:
         "half the size, and is not decided where that hangs on less than a point (FVU) or three "
         "(shares), within which a difference may be none:"
     ]
-    said += [*_judged(found), *_reached(found)]
+    said += [*_judged(found), *_reached(found), _dead(table), *_collapsed(_trained(results))]
     parts = [part for part in PARTS if part in set(found["way"])]
     for part in parts:
         said.append(f"Place by place, {part}:")

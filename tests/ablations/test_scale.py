@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from ablations import factorial, scale
+from sae_bench.penalties import L1
 from sae_bench.results import Results
 from tests.ablations.test_factorial import synthetic
 
@@ -28,11 +29,33 @@ def test_parts_differ_from_the_factorial_in_one_thing() -> None:
         "base": [],
         "layer-5": ["data"],
         "wide": ["d_sae"],
-        "long": ["data", "recipe"],
+        "long": ["data", "recipe", "again"],
+        "slower": ["data", "recipe", "tuned"],
     }
     longer, recipe = parts["long"].recipe, base.recipe
     assert (longer.tokens, longer.lr_decay) == (10 * recipe.tokens, 10 * recipe.lr_decay)
-    assert {len(scale.arms(part)) for part in parts.values()} == {24}
+    assert parts["slower"].recipe == longer
+    sizes = {name: len(scale.arms(part)) for name, part in parts.items()}
+    assert sizes == dict.fromkeys(parts, 24) | {"long": 26}
+
+
+def test_two_arms_are_trained_in_another_order() -> None:
+    made = scale.arms(STUDY.parts()["long"])
+    again = [arm for arm in made if arm.recipe.data_seed == 1]
+    assert [arm.slots["penalty"] for arm in again] == [L1(0.012), L1(0.031)]
+    twins = [arm for arm in made if arm.slots["penalty"] in (L1(0.012), L1(0.031))]
+    assert len(twins) == 4
+    assert len({(arm.architecture, arm.seed) for arm in twins}) == 2
+
+
+def test_slower_divides_learning_rates_alone() -> None:
+    parts = STUDY.parts()
+    for fast, slow in zip(scale.arms(parts["long"]), scale.arms(parts["slower"]), strict=False):
+        for rate in ("lr", "threshold_lr"):
+            assert getattr(fast.recipe, rate) / getattr(slow.recipe, rate) == pytest.approx(10**0.5)
+        rates = {"lr": fast.recipe.lr, "threshold_lr": fast.recipe.threshold_lr}
+        assert slow.recipe.replace(**rates) == fast.recipe
+        assert (slow.slots, slow.seed) == (fast.slots, fast.seed)
 
 
 def _differs(one: object, other: object, name: str) -> bool:
@@ -60,7 +83,7 @@ def planted() -> Results:
     """The penalty's effect as in `base` at layer 5, and none of the activation's in `wide`."""
     effects = {"base": (-0.2, -0.1), "layer-5": (-0.2, -0.04), "wide": (-0.2, 0.0)}
     parts = [
-        synthetic(penalty, activation, seeds=1).assign(part=part)
+        synthetic(penalty, activation, seeds=1).assign(part=part, dead=0.1)
         for part, (penalty, activation) in effects.items()
     ]
     return Results(pd.concat(parts, ignore_index=True), NONE)
@@ -82,7 +105,21 @@ def test_the_answer_says_what_survives() -> None:
     assert not any("above 5%" in line for line in said)  # no firing frequencies were given
     simple = said[said.index("Place by place, layer-5:") + 1]
     assert simple.startswith("  FVU at matched L0, L0 16: JumpReLU for ReLU -3.8% under L1, -3.8% ")
-    assert said[-1] == "Not run: long."
+    assert said[-1] == "Not run: long, slower."
+
+
+def test_collapsed_arms_are_left_out_and_named() -> None:
+    results = planted()
+    table = results.table
+    lost = (table["part"] == "wide") & (table["architecture"] == "ReLU")
+    first = table.index[lost][:1]
+    before = scale.answer(results)
+    table.loc[first, ["dead", "fvu"]] = 0.95, 3.0
+    said = scale.answer(results)
+    assert "Left out" not in before
+    assert "Left out, over 90% of the latents dead: wide, ReLU + L" in said
+    assert "(FVU 3.00, 95%)." in said
+    assert "  wide, dead latents at L0 16, 32, 64, 128: " in said
 
 
 def test_nothing_without_the_base() -> None:
