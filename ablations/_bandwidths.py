@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from ablations._estimators import PULLS, look
 from ablations._matched import in_words
 from ablations._places import apart, in_places, intervals_of, levels
+from ablations._squares import saying
 from ablations._threshold_noise import loglog, text
 from ablations._threshold_training import (
     DEAD,
@@ -128,46 +129,45 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     return "\n".join(said)
 
 
-def at_rates(table: pd.DataFrame) -> pd.DataFrame:
+def at_rates(table: pd.DataFrame, outcome: Outcome = FVU) -> pd.DataFrame:
     """The arms of each line's middle coefficient, at every rate, against the base rate's curve of
-    the reference (same pull, same seed) at the arm's own L0: columns line, pull, bandwidth, rate,
-    seed, l0, apart (of log FVU; NaN outside the curve).
+    the reference (same pull, same seed) at the arm's own L0: columns line, rate, seed, l0, apart
+    (NaN outside the curve).
 
     Args:
         table: what `lined` gives.
+        outcome: what is compared.
     """
     rows, found = replicates(table), []
     base = frontier(table)
     middle = base.groupby("line")["coefficient"].median()
     at_middle = rows[np.isclose(rows["coefficient"], rows["line"].map(middle))]
     curves = dict(iter(base.groupby(["line", "seed"])))
-    for arm in at_middle.itertuples():
-        curve = curves.get((line_of(REFERENCE, arm.pull), arm.seed))
+    for _, arm in at_middle.iterrows():
+        curve = curves.get((line_of(REFERENCE, arm["pull"]), arm["seed"]))
         if curve is not None:
-            x, y = (curve[column].to_numpy(float) for column in (FVU.x, FVU.y))
-            expected = interpolate(x, y, np.array([arm.log_l0]))[0]
-            row = {"line": arm.line, "pull": arm.pull, "bandwidth": arm.bandwidth}
-            row |= {"rate": arm.threshold_lr, "seed": arm.seed, "l0": arm.l0}
-            found.append(row | {"apart": arm.log_fvu - expected})
+            x, y = (curve[column].to_numpy(float) for column in (outcome.x, outcome.y))
+            expected = interpolate(x, y, np.array([arm[outcome.x]]))[0]
+            row = {"line": arm["line"], "rate": arm["threshold_lr"], "seed": arm["seed"]}
+            found.append(row | {"l0": arm["l0"], "apart": arm[outcome.y] - expected})
     return pd.DataFrame(found)
 
 
 def _at_rates(table: pd.DataFrame) -> Iterator[str]:
-    found = at_rates(table)
-    if found.empty:
-        return
     yield (
-        "  Rates at each line's middle coefficient (added after a review): FVU over that of eps "
-        f"{REFERENCE:g} with the same pull at threshold lr {base_rate(table):g}, at the arm's own "
-        "L0, which is in brackets; a dash where not all seeds lie inside that curve:"
+        "  Rates at each line's middle coefficient (added after a review), against the curve of "
+        f"eps {REFERENCE:g} with the same pull at threshold lr {base_rate(table):g}, at the arm's "
+        "own L0, which is in brackets; a dash where not all seeds lie inside that curve:"
     )
-    for line, rows in found.groupby("line", sort=False):
-        shown = []
-        for rate, each in rows.groupby("rate"):
-            known = each["apart"].notna().all()
-            effect = t_interval(each["apart"].to_numpy(float)).percent() if known else "-"
-            shown.append(f"{rate:g} {effect} (L0 {each['l0'].mean():.0f})")
-        yield f"    {line}: {', '.join(shown)}."
+    for outcome in (FVU, SHARE, DEAD):
+        found, say = at_rates(table, outcome), saying(outcome)
+        for line, rows in found.groupby("line", sort=False) if len(found) else ():
+            shown = []
+            for rate, each in rows.groupby("rate"):
+                known = each["apart"].notna().all()
+                effect = say(t_interval(each["apart"].to_numpy(float))) if known else "-"
+                shown.append(f"{rate:g} {effect} (L0 {each['l0'].mean():.0f})")
+            yield f"    {outcome.name.removesuffix(' at matched L0')}, {line}: {', '.join(shown)}."
 
 
 def _shares(table: pd.DataFrame, way: str) -> Iterator[str]:

@@ -274,7 +274,10 @@ def test_frequent_and_dead_latents_are_compared_at_one_rate() -> None:
         assert found["straight-through", 0.2] == pytest.approx(size)
         assert found["exact jump", 2e-3] == pytest.approx(-size)
         assert found[_bandwidths.BETWEEN, 2e-3] == pytest.approx(0, abs=1e-12)
+    at = _bandwidths.at_rates(lined, SHARE).groupby(["line", "rate"])["apart"].mean()
+    assert at["eps 0.2"].to_dict() == pytest.approx({0.01: -0.6, 0.03: -0.1, 0.1: -0.6})
     said = _bandwidths.described(lined, NONE)
+    assert "    share of L0 above 10%, eps 0.2: 0.01 -60.00 [" in said
     assert "    share of L0 above 10%, straight-through: eps 0.00063 +15.02 [" in said
     assert "    dead latents at L0 24, 32, 48: eps " in said
 

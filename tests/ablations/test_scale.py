@@ -105,6 +105,9 @@ def test_the_answer_says_what_survives() -> None:
     assert not any("above 5%" in line for line in said)  # no firing frequencies were given
     simple = said[said.index("Place by place, layer-5:") + 1]
     assert simple.startswith("  FVU at matched L0, L0 16: JumpReLU for ReLU -3.8% under L1, -3.8% ")
+    (against,) = [each for each in said if each.startswith("  wide against base")]
+    assert "ReLU + L1 +0.0%; " in against
+    assert "JumpReLU + L1 (theta) +10." in against
     assert said[-1] == "Not run: long, slower."
 
 
