@@ -125,6 +125,17 @@ def test_collapsed_arms_are_left_out_and_named() -> None:
     assert "  wide, dead latents at L0 16, 32, 64, 128: " in said
 
 
+def test_a_part_that_lost_a_cell_is_not_compared() -> None:
+    results = planted()
+    table = results.table
+    lost = (table["part"] == "wide") & (table["architecture"] == "ReLU")
+    table.loc[lost, "dead"] = 0.95
+    said = scale.answer(results).splitlines()
+    assert "Not compared, since a cell has no arm left: wide." in said
+    assert said[-1] == "Not run: long, slower."
+    assert "Place by place, wide:" not in said
+
+
 def test_nothing_without_the_base() -> None:
     results = planted()
     others = results.table[results.table["part"] != "base"]
