@@ -35,11 +35,11 @@ tenth of the steps, 8e-3, 9% (ReLU + L1) to 58% of the latents are dead in the o
 `slower`, added then, with a rule of its own: no verdict on longer training if any cell has more
 than 5% dead at L0 32, or a higher FVU than in `base` at equal L0.
 
-Seen after the run of `wide`: with the rates and the start of 1,152 latents 20% to 31% of the latents
-are dead in ReLU + L1 (L0 16 to 128), 69% and more in JumpReLU + L1, 71% and more in ReLU + L0, and
-over 90% in all six arms of JumpReLU + L0, so that this cell is left out and nothing is compared. FVU
-is higher than with a fourteenth of the latents. The part shows that rates do not carry over to this
-width, and nothing else.
+Seen after the run of `wide`: with the rates and the start of 1,152 latents 20% to 31% of the
+latents are dead in ReLU + L1 (L0 16 to 128), 69% and more in JumpReLU + L1, 71% and more in ReLU +
+L0, and over 90% in all six arms of JumpReLU + L0, so that this cell is left out and nothing is
+compared. FVU is higher than with a fourteenth of the latents. The part shows that rates do not
+carry over to this width, and nothing else.
 
 Layer 20 was the other site at first. Over 90% of the latents died there in every cell. 0.02% of its
 tokens, at the first positions of contexts, have norms of up to 100 times the median; `paper.py`,
@@ -151,6 +151,12 @@ PRESETS = {
 }
 
 
+def _whole(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each part that has all four cells."""
+    rows = {part: table[table["part"] == part] for part in PARTS}
+    return {part: each for part, each in rows.items() if {*SQUARE.cells} <= {*each["cell"]}}
+
+
 def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
     """The contrasts of each part: columns of `contrasts.compare`, where way is the part.
 
@@ -158,9 +164,7 @@ def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
         table: what `prepared` gives, with its parts and shares.
     """
     found = [
-        compare(table[table["part"] == part], {part: SQUARE}, tuple(JUDGED), "cell")
-        for part in PARTS
-        if set(table.loc[table["part"] == part, "cell"]) >= set(SQUARE.cells)
+        compare(rows, {part: SQUARE}, tuple(JUDGED), "cell") for part, rows in _whole(table).items()
     ]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
@@ -310,10 +314,9 @@ def _reached(found: pd.DataFrame) -> list[str]:
 def contrasts(results: Results) -> pd.DataFrame:
     """The contrasts of each part, means over places and place by place; one seed, so no
     intervals."""
-    table = _measured(results)
     parts = [
-        at_each_place(table[table["part"] == part], {part: SQUARE}, tuple(JUDGED), "cell")
-        for part in table["part"].unique()
+        at_each_place(rows, {part: SQUARE}, tuple(JUDGED), "cell")
+        for part, rows in _whole(_measured(results)).items()
     ]
     found = pd.concat(parts, ignore_index=True)
     return found.assign(l0=np.exp(found.pop("at")))

@@ -134,6 +134,8 @@ def test_a_part_that_lost_a_cell_is_not_compared() -> None:
     assert "Not compared, since a cell has no arm left: wide." in said
     assert said[-1] == "Not run: long, slower."
     assert "Place by place, wide:" not in said
+    assert set(scale.contrasts(results)["way"]) == {"base", "layer-5"}
+    scale.figures(results)
 
 
 def test_nothing_without_the_base() -> None:
