@@ -323,7 +323,9 @@ def contrasts(results: Results) -> pd.DataFrame:
 
 
 CAPTIONS = {
-    "frontiers": "One seed.",
+    "frontiers": (
+        "One seed. Arms with over 90% of the latents dead are left out (all of a cell in `wide`)."
+    ),
     "effects": (
         "Main effects of one seed: no intervals. `long` has learning rates that kill 9 to 58% of "
         "the latents, and two arms that were trained again in another order of the data."
