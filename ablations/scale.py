@@ -12,8 +12,9 @@ gradients to theta only) in that study's setting (`base`) and in four others:
 Stated before the run:
 - Outcomes: log FVU, and the share of L0 in latents above 10%, at L0 = 16, 32, 64, 128: means over
   those places that lie inside the range of all four cells, monotone interpolation in log L0.
-- Nothing is tuned anew. Rates, start of the thresholds, eps and coefficients are the factorial's;
-  an effect that differs may differ because these fit it less well.
+- Nothing is tuned anew (`slower` divides all rates by one factor). Rates, start of the thresholds,
+  eps and coefficients are the factorial's; an effect that differs may differ because these fit it
+  less well.
 - One seed, so no intervals. Over seeds the factorial's main effects on FVU spread by less than one
   point, those on the share by less than three: smaller differences mean nothing.
 - A main effect survives if it has the sign it has in `base` and at least half its size; it is
@@ -231,18 +232,15 @@ def _measured(results: Results) -> pd.DataFrame:
     return table[table["dead"] <= COLLAPSED]
 
 
-def _collapsed(table: pd.DataFrame) -> list[str]:
+def _collapsed(table: pd.DataFrame) -> Iterator[str]:
     """What was left out."""
     lost = table[table["dead"] > COLLAPSED]
     shown = [
         f"{arm.part}, {arm.cell} at {arm.coefficient:g} (FVU {arm.fvu:.2f}, {arm.dead:.0%})"
         for arm in lost.itertuples()
     ]
-    return (
-        [f"Left out, over {COLLAPSED:.0%} of the latents dead: {'; '.join(shown)}."]
-        if shown
-        else []
-    )
+    if shown:
+        yield f"Left out, over {COLLAPSED:.0%} of the latents dead: {'; '.join(shown)}."
 
 
 def _against_base(table: pd.DataFrame) -> Iterator[str]:
@@ -258,14 +256,12 @@ def _against_base(table: pd.DataFrame) -> Iterator[str]:
             yield f"  {part} against {BASE}, {FVU.name}, cell by cell: {'; '.join(shown)}."
 
 
-def _dead(table: pd.DataFrame) -> str:
-    """Of each part."""
-    parts = [part for part in PARTS if part in set(table["part"])]
-    shown = (
-        f"  {part}, dead latents {levels(table[table['part'] == part], 'dead', 'cell', PLACES)}."
-        for part in parts
-    )
-    return "\n".join(shown)
+def _levels(table: pd.DataFrame) -> Iterator[str]:
+    """Dead latents, and the share of L0 in frequent ones, of each cell in each part."""
+    for name, outcome in (("dead latents", "dead"), ("share of L0 above 10%", SHARE.y)):
+        for part in PARTS:
+            if len(rows := table[table["part"] == part]):
+                yield f"  {part}, {name} {levels(rows, outcome, 'cell', PLACES)}."
 
 
 def answer(results: Results) -> str:
@@ -284,7 +280,7 @@ def answer(results: Results) -> str:
         *_judged(found),
         *_reached(found),
         *_against_base(table),
-        _dead(table),
+        *_levels(table),
         *_collapsed(_trained(results)),
     ]
     parts = [part for part in PARTS if part in set(found["way"])]

@@ -96,7 +96,7 @@ class Present(NamedTuple):
     penalty: Charge
     scale: float
 
-    def at(self, latent: Int[Tensor, " *shape"]) -> "Present":
+    def at(self, latent: Int[Tensor, " samples"]) -> "Present":
         """The values of the latents that samples belong to."""
         theta, norms, curvature = (values.index_select(0, latent) for values in self[:3])
         return Present(theta, norms, curvature, self.penalty, self.scale)

@@ -123,6 +123,7 @@ def test_collapsed_arms_are_left_out_and_named() -> None:
     assert "Left out, over 90% of the latents dead: wide, ReLU + L" in said
     assert "(FVU 3.00, 95%)." in said
     assert "  wide, dead latents at L0 16, 32, 64, 128: " in said
+    assert "  wide, share of L0 above 10% at L0 16, 32, 64, 128: " in said
 
 
 def test_a_part_that_lost_a_cell_is_not_compared() -> None:
