@@ -323,8 +323,8 @@ CAPTIONS = {
         "One seed. Arms with over 90% of the latents dead are left out (all of a cell in `wide`)."
     ),
     "effects": (
-        "Main effects of one seed: no intervals. The learning rates are too high for `long` (dead "
-        "latents are told above), two of whose arms were trained again in another order of the data."
+        "Main effects of one seed: no intervals. The learning rates are too high for `long` "
+        "(dead latents: above), two of whose arms were trained again in another order of the data."
     ),
 }
 
