@@ -51,6 +51,10 @@ class Tuned(Component):
         """The batch estimate with this window."""
         return BatchKDE(Rectangle(self.bandwidth), to_input=to_input)
 
+    def slower(self, times: float) -> "Tuned":
+        """With both learning rates divided by this."""
+        return self.replace(lr=self.lr / times, threshold_lr=self.threshold_lr / times)
+
 
 BANDS = "Curves are means over seeds, bands span them, markers are means of a setting."
 """Caption of frontiers."""
@@ -170,6 +174,10 @@ TUNED = {name: (Tuned(lr=8e-3),) for name in LINES} | {
     for name in ("JumpReLU + L1 (theta)", "JumpReLU + L1 (input)", "JumpReLU + quadratic")
 }
 """The trial that won for each line, or is within `CLOSE` of it."""
+WIDE_TRIALS = {
+    name: tuple(tuned.slower(times) for times in (2, 4, 8)) for name, (tuned,) in TUNED.items()
+}
+"""The trials of a line with many more latents, for which the rates above are too high."""
 CLOSE = 0.01
 """Relative difference of FVU up to which trials are alike."""
 

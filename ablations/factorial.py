@@ -84,6 +84,7 @@ from ablations._lines import (
     LINES,
     TRIALS,
     TUNED,
+    WIDE_TRIALS,
     Tuned,
     prepared,
     trials,
@@ -153,15 +154,22 @@ STUDY = Factorial(
     d_sae=1152,
     recipe=RECIPE,
 )
+TUNING = STUDY.replace(
+    data=Data(text=After(TEXT, 3_000), tokens=65_536, lm_tokens=0),
+    recipe=RECIPE.stretched(0.5),
+    seeds=(100,),
+    bridge_seeds=(100,),
+    settings=(2, 3, 4),
+    tuned=tuple(TRIALS.values()),
+)
 PRESETS = {
     "study": STUDY,
-    "tuning": STUDY.replace(
-        data=Data(text=After(TEXT, 3_000), tokens=65_536, lm_tokens=0),
-        recipe=RECIPE.stretched(0.5),
-        seeds=(100,),
-        bridge_seeds=(100,),
-        settings=(2, 3, 4),
-        tuned=tuple(TRIALS.values()),
+    "tuning": TUNING,
+    "wide-tuning": TUNING.replace(
+        d_sae=16_384,
+        lines=WAYS["gradients to theta only*"].cells,
+        settings=(2, 4, 5),
+        tuned=tuple(WIDE_TRIALS.values()),
     ),
     "pilot": STUDY.replace(
         data=Data(text=Excerpts(Documentation(), 1_500), lm_tokens=2_048),

@@ -40,7 +40,11 @@ Seen after the run of `wide`: with the rates and the start of 1,152 latents 20% 
 latents are dead in ReLU + L1 (L0 16 to 128), 69% and more in JumpReLU + L1, 71% and more in ReLU +
 L0, and over 90% in all six arms of JumpReLU + L0, so that this cell is left out and nothing is
 compared. FVU is higher than with a fourteenth of the latents. The part shows that rates do not
-carry over to this width, and nothing else.
+carry over to this width, and nothing else. So rates for this width are looked for (`sae-bench run
+factorial --preset wide-tuning --out results/runs/wide-tuning`): three trials a cell, both rates
+divided by 2, 4 and 8, three settings each, half the tokens, another seed and other documents; the
+trial of the lowest FVU at L0 = 40 is the cell's, and where the best lies at the end of the range
+every cell gets one more.
 
 Layer 20 was the other site at first. Over 90% of the latents died there in every cell. 0.02% of its
 tokens, at the first positions of contexts, have norms of up to 100 times the median; `paper.py`,
@@ -63,7 +67,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations import factorial
-from ablations._lines import CELLS, Tuned, prepared, styled
+from ablations._lines import CELLS, prepared, styled
 from ablations._places import apart, levels, over, reached
 from ablations._squares import SIDES, WAYS, by_place, is_share
 from ablations.factorial import FVU, OTHER_BOUNDS, PLACES, Factorial, with_shares
@@ -118,15 +122,9 @@ class Elsewhere(Factorial):
             self.replace(data=data.replace(site=self.site)),
             self.replace(d_sae=self.width),
             long.replace(again=(("ReLU + L1", 1), ("JumpReLU + L1 (theta)", 4))),
-            long.replace(tuned=tuple((_slower(each, longer),) for (each,) in self.tuned)),
+            long.replace(tuned=tuple((each.slower(math.sqrt(longer)),) for (each,) in self.tuned)),
         )
         return dict(zip(PARTS, others, strict=True))
-
-
-def _slower(tuned: Tuned, times: float) -> Tuned:
-    """With the learning rates for so many times the steps."""
-    less = math.sqrt(times)
-    return replace(tuned, lr=tuned.lr / less, threshold_lr=tuned.threshold_lr / less)
 
 
 def arms(preset: Elsewhere) -> list[Arm]:

@@ -69,10 +69,12 @@ def test_every_line_has_the_same_number_of_trials() -> None:
     assert len({len(trials) for trials in TRIALS.values()}) == 1
     assert set(TRIALS) == set(TUNED) == set(LINES)
     assert all(tuned[0] in TRIALS[name] for name, tuned in TUNED.items())
-    tuning = factorial.PRESETS["tuning"]
-    assert not {*tuning.seeds, *tuning.bridge_seeds} & {*STUDY.seeds, *STUDY.bridge_seeds}
-    counts = Counter(named(factorial.arms(tuning)))
-    assert len(set(counts.values())) == 1
+    for name, lines in (("tuning", set(LINES)), ("wide-tuning", SQUARE)):
+        tuning = factorial.PRESETS[name]
+        assert not {*tuning.seeds, *tuning.bridge_seeds} & {*STUDY.seeds, *STUDY.bridge_seeds}
+        counts = Counter(named(factorial.arms(tuning)))
+        assert set(counts) == lines
+        assert len(set(counts.values())) == 1
 
 
 def test_tuning_reads_other_documents() -> None:
