@@ -69,7 +69,8 @@ def test_every_line_has_the_same_number_of_trials() -> None:
     assert len({len(trials) for trials in TRIALS.values()}) == 1
     assert set(TRIALS) == set(TUNED) == set(LINES)
     assert all(tuned[0] in TRIALS[name] for name, tuned in TUNED.items())
-    for name, lines in (("tuning", set(LINES)), ("wide-tuning", SQUARE)):
+    square = set(next(iter(WAYS.values())).cells)
+    for name, lines in (("tuning", set(LINES)), ("wide-tuning", square)):
         tuning = factorial.PRESETS[name]
         assert not {*tuning.seeds, *tuning.bridge_seeds} & {*STUDY.seeds, *STUDY.bridge_seeds}
         counts = Counter(named(factorial.arms(tuning)))
