@@ -167,8 +167,9 @@ PRESETS = {
     "tuning": TUNING,
     "wide-tuning": TUNING.replace(
         d_sae=16_384,
+        recipe=TUNING.recipe.replace(lr_warmup=200),
         lines=WAYS["gradients to theta only*"].cells,
-        settings=(2, 4, 5),
+        settings=(3, 5),
         tuned=tuple(WIDE_TRIALS.values()),
     ),
     "pilot": STUDY.replace(

@@ -39,12 +39,16 @@ than 5% dead at L0 32, or a higher FVU than in `base` at equal L0.
 Seen after the run of `wide`: with the rates and the start of 1,152 latents 20% to 31% of the
 latents are dead in ReLU + L1 (L0 16 to 128), 69% and more in JumpReLU + L1, 71% and more in ReLU +
 L0, and over 90% in all six arms of JumpReLU + L0, so that this cell is left out and nothing is
-compared. FVU is higher than with a fourteenth of the latents. The part shows that rates do not
-carry over to this width, and nothing else. So rates for this width are looked for (`sae-bench run
-factorial --preset wide-tuning --out results/runs/wide-tuning`): three trials a cell, both rates
-divided by 2, 4 and 8, three settings each, half the tokens, another seed and other documents; the
-trial of the lowest FVU at L0 = 40 is the cell's, and where the best lies at the end of the range
-every cell gets one more.
+compared. FVU is higher than with a fourteenth of the latents. The damage is done at the start: with
+28 times as many unit rows as dimensions, and their transpose as encoder, x_hat is some 14 times x
+(ReLU; with thresholds 9 times: FVU 190 and 71), all codes fall at once, and overshoot to L0 of
+about 0 within the 40 steps of warm-up, whatever the coefficient. After 150 steps of JumpReLU + L0
+at 4.3e-4, 99% of the latents are silent with a warm-up of 40 steps, 45% with 100, 8% with 200; of
+ReLU + L1 at 0.032, 81% with 200, 2% with 100 and an eighth of the rate. So trials for this width
+(`sae-bench run factorial --preset wide-tuning --out results/runs/wide-tuning`) have a warm-up of
+200 steps: five a cell, both rates divided by 1, 2, 4, 8 and 16, two settings each, half the tokens,
+another seed, other documents; the trial of the lowest FVU at L0 = 40 is the cell's, and where the
+best lies at the end of the range every cell gets one more.
 
 Layer 20 was the other site at first. Over 90% of the latents died there in every cell. 0.02% of its
 tokens, at the first positions of contexts, have norms of up to 100 times the median; `paper.py`,
