@@ -63,7 +63,7 @@ some 4 minutes to measure.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,14 +71,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations import factorial
-from ablations._lines import CELLS, prepared, styled
+from ablations._fallen import described, fallen
+from ablations._lines import prepared
 from ablations._places import apart, levels, over, reached
+from ablations._scale_figures import effects, frontiers
 from ablations._squares import SIDES, WAYS, by_place, is_share
 from ablations.factorial import FVU, OTHER_BOUNDS, PLACES, Factorial, with_shares
-from sae_bench import bands, plots
 from sae_bench.ablation import Data, Preset
 from sae_bench.arm import Arm
-from sae_bench.contrasts import Outcome, at_each_place, compare, intervals
+from sae_bench.contrasts import Interval, Outcome, at_each_place, compare, intervals, matched
 from sae_bench.results import Results
 
 WAY, SQUARE = next(iter(WAYS.items()))
@@ -95,6 +96,8 @@ BASE = "base"
 PARTS = (BASE, "layer-5", "wide", "long", "slower")
 COLLAPSED = 0.9
 """Share of dead latents above which an arm is left out."""
+FITTING = 0.05
+"""Share of dead latents at L0 32 above which rates do not fit."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +210,34 @@ def _sized(found: pd.DataFrame, outcome: Outcome, side: str) -> str:
     return f"{_words(outcome, float(known.loc[side, 'mean']))} ({simple}; {places} places)"
 
 
-def _judged(found: pd.DataFrame) -> Iterator[str]:
-    """Every main effect in every part, and what becomes of it."""
+def unfit(table: pd.DataFrame) -> dict[str, str]:
+    """The parts whose rates do not fit, and why: a cell has over `FITTING` dead at L0 32, or a
+    higher FVU than in `base`.
+
+    Args:
+        table: what `prepared` gives, with its parts.
+    """
+    found = {}
+    for part in PARTS[1:]:
+        dead = {
+            cell: share
+            for cell, rows in table[table["part"] == part].groupby("cell")
+            if (share := _at_32(rows, "dead")) > FITTING
+        }
+        worse = {cell: each for cell, each in _against_base(table, part).items() if each.mean > 0}
+        why = [f"{share:.0%} dead at L0 32 in {cell}" for cell, share in dead.items()]
+        why += [f"FVU {each.percent()} in {cell}" for cell, each in worse.items()]
+        if why:
+            found[part] = ", ".join(why)
+    return found
+
+
+def _at_32(rows: pd.DataFrame, y: str) -> float:
+    return float(matched(rows, "log_l0", y, [math.log(32)], "cell").iloc[0, 0])
+
+
+def _judged(found: pd.DataFrame, without: Iterable[str]) -> Iterator[str]:
+    """Every main effect in every part, and what becomes of it; no verdict on parts `without`."""
     for outcome, least in JUDGED.items():
         for side in ("A", "B"):
             rows = found[(found["outcome"] == outcome.name) & (found["contrast"] == side)]
@@ -220,7 +249,9 @@ def _judged(found: pd.DataFrame) -> Iterator[str]:
             for part, effect in rows["mean"].items():
                 of_part = found[(found["outcome"] == outcome.name) & (found["way"] == part)]
                 shown.append(f"{part} {_sized(of_part, outcome, side)}")
-                if part != BASE:
+                if part in without:
+                    shown[-1] += ": no verdict"
+                elif part != BASE:
                     shown[-1] += f": {survives(float(effect), base, least)}"
             yield f"  {SIDES[side]}, {outcome.name}: {'; '.join(shown)}."
 
@@ -245,17 +276,23 @@ def _collapsed(table: pd.DataFrame) -> Iterator[str]:
         yield f"Left out, over {COLLAPSED:.0%} of the latents dead: {'; '.join(shown)}."
 
 
-def _against_base(table: pd.DataFrame) -> Iterator[str]:
-    """FVU of each cell against its own in `base`, mean over the places that both reach."""
+def _against_base(table: pd.DataFrame, part: str) -> dict[str, Interval]:
+    """FVU of each cell of a part against its own in `base`, mean over the places that both
+    reach."""
+    made = {}
+    for cell in SQUARE.cells:
+        rows = table[table["cell"] == cell]
+        if {part, BASE} <= set(rows["part"]):
+            found = apart(rows, FVU, "part", part, BASE)
+            made[cell] = over(found, reached(found))
+    return made
+
+
+def _beside_base(table: pd.DataFrame) -> Iterator[str]:
     for part in PARTS[1:]:
-        shown = []
-        for cell in SQUARE.cells if part in set(table["part"]) else ():
-            rows = table[table["cell"] == cell]
-            if {part, BASE} <= set(rows["part"]):
-                found = apart(rows, FVU, "part", part, BASE)
-                shown.append(f"{cell} {over(found, reached(found)).percent()}")
-        if shown:
-            yield f"  {part} against {BASE}, {FVU.name}, cell by cell: {'; '.join(shown)}."
+        if made := _against_base(table, part):
+            shown = "; ".join(f"{cell} {each.percent()}" for cell, each in made.items())
+            yield f"  {part} against {BASE}, {FVU.name}, cell by cell: {shown}."
 
 
 def _levels(table: pd.DataFrame) -> Iterator[str]:
@@ -272,19 +309,24 @@ def answer(results: Results) -> str:
     found = measured_effects(table)
     if found.empty or BASE not in set(found["way"]):
         return ""
+    without = unfit(table)
     said = [
         f"Main effects in the 2x2 with {WAY.removesuffix('*')}, one seed, means over common places "
         "of L0 (in brackets simple effects); a conclusion survives with the same sign and at least "
         "half the size, and is not decided where that hangs on less than a point (FVU) or three "
-        "(shares), within which a difference may be none:"
+        "(shares), within which a difference may be none; no verdict where rates do not fit (a "
+        f"cell has over {FITTING:.0%} dead at L0 32, or a higher FVU than in {BASE} at equal L0):"
     ]
     said += [
-        *_judged(found),
+        *_judged(found, without),
         *_reached(found),
-        *_against_base(table),
+        *(f"  Rates do not fit {part}: {why}." for part, why in without.items()),
+        *_beside_base(table),
         *_levels(table),
         *_collapsed(_trained(results)),
     ]
+    if "thresholds" in results.further:
+        said += described(table, results.further["thresholds"])
     parts = [part for part in PARTS if part in set(found["way"])]
     for part in parts:
         said.append(f"Place by place, {part}:")
@@ -320,13 +362,17 @@ def contrasts(results: Results) -> pd.DataFrame:
     return found.assign(l0=np.exp(found.pop("at")))
 
 
+FURTHER = {"thresholds": fallen}
+
+
 CAPTIONS = {
     "frontiers": (
-        "One seed. Arms with over 90% of the latents dead are left out (all of a cell in `wide`)."
+        "One seed. Arms with over 90% of the latents dead are left out: all of a cell in `wide`, "
+        "which is not compared, and two of `long`, for which two in another order of the data "
+        "stand."
     ),
     "effects": (
-        "Main effects of one seed: no intervals. The learning rates are too high for `long` "
-        "(dead latents: above), two of whose arms were trained again in another order of the data."
+        "Main effects of one seed: no intervals. No verdict: learning rates do not fit (above)."
     ),
 }
 
@@ -334,37 +380,12 @@ CAPTIONS = {
 def figures(results: Results) -> dict[str, Figure]:
     """FVU and the share of L0 in frequent latents against L0, a column a part; main effects."""
     table = _measured(results)
-    parts = [part for part in PARTS if part in set(table["part"])]
-    drawn = plots.figure(0.4 + 1.9 * len(parts), 3.8, 2, len(parts))
-    grid = np.array(drawn.axes).reshape(2, len(parts))
-    for index, (part, column) in enumerate(zip(parts, grid.T, strict=True)):
-        rows = table[table["part"] == part]
-        for axes, y in zip(column, ("fvu", SHARE.y), strict=True):
-            bands.bands(rows, axes, x="l0", y=y, by="cell", lines=styled(CELLS))
-            if index:
-                axes.set_ylabel("")
-        bands.logarithmic(column[0])
-        column[0].set_title(part, fontsize=8)
-        column[0].set_xlabel("")
-    for row in grid:
-        low, high = zip(*(axes.get_ylim() for axes in row), strict=True)
-        for axes in row:
-            axes.set_ylim(min(low), max(high))
-    made = {"frontiers": plots.legend_below(drawn, grid[0, 0])}
+    rows = {part: table[table["part"] == part] for part in PARTS}
+    drawn = {"frontiers": frontiers({part: each for part, each in rows.items() if len(each)})}
     if len(found := measured_effects(table)):
-        made["effects"] = _effects(found)
-    return made
+        without = {part: f"{part} (no verdict)" for part in unfit(table)}
+        drawn["effects"] = effects(found.replace({"way": without}), tuple(SPREAD))
+    return drawn
 
 
-def _effects(found: pd.DataFrame) -> Figure:
-    drawn = plots.figure(6.8, 2.4, 1, len(SPREAD))
-    titles = ("100 x log FVU at matched L0", "share of L0 above 10%, points")
-    names = {side: SIDES[side] for side in ("A", "B")}
-    for outcome, title, axes in zip(SPREAD, titles, drawn.axes, strict=True):
-        rows = found[found["outcome"] == outcome.name]
-        bands.effects(rows, axes, names=names, by="way", unit=100)
-        axes.set_title(title, fontsize=8)
-    return plots.legend_below(drawn, axes, size=7)
-
-
-__all__ = ["PRESETS", "answer", "arms", "figures"]
+__all__ = ["FURTHER", "PRESETS", "answer", "arms", "figures"]

@@ -155,10 +155,11 @@ def effects(
         rows = table[table[by] == kind].set_index("contrast").reindex(list(names))
         shift = 0.28 * (index - (len(kinds) - 1) / 2)
         mean, low, high = (unit * rows[c].to_numpy(float) for c in ("mean", "low", "high"))
+        ends = np.stack([mean - low, high - mean])
         axes.errorbar(
             mean,
             np.arange(len(names)) + shift,
-            xerr=np.nan_to_num(np.stack([mean - low, high - mean]).clip(min=0)),
+            xerr=np.nan_to_num(ends.clip(min=0)) if np.isfinite(ends).any() else None,
             fmt=MARKERS[index],
             color=COLOURS[(0, 2, 4, 5)[index % 4]],
             markersize=3.5,

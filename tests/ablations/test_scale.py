@@ -2,14 +2,26 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from ablations import factorial, scale
+from ablations._fallen import described, fallen
+from ablations._lines import cell
+from architectures import JumpReLUSAE
+from sae_bench.ablation import Finished
+from sae_bench.activations import JumpReLU, LogThreshold
+from sae_bench.files import write_table
+from sae_bench.kernels import Rectangle
 from sae_bench.penalties import L1
 from sae_bench.results import Results
+from sae_bench.sae import SparseAutoencoder
 from tests.ablations.test_factorial import synthetic
+from tests.grids import tensor_cache
 
 STUDY = scale.PRESETS["study"]
 NONE = pd.DataFrame()
@@ -80,13 +92,16 @@ def test_words(effect: float, base: float, word: str) -> None:
 
 
 def planted() -> Results:
-    """The penalty's effect as in `base` at layer 5, and none of the activation's in `wide`."""
+    """The penalty's effect as in `base` at layer 5, and none of the activation's in `wide`; FVU is
+    lower in both."""
     effects = {"base": (-0.2, -0.1), "layer-5": (-0.2, -0.04), "wide": (-0.2, 0.0)}
     parts = [
-        synthetic(penalty, activation, seeds=1).assign(part=part, dead=0.1)
+        synthetic(penalty, activation, seeds=1).assign(part=part, dead=0.01)
         for part, (penalty, activation) in effects.items()
     ]
-    return Results(pd.concat(parts, ignore_index=True), NONE)
+    table = pd.concat(parts, ignore_index=True)
+    lower = table["fvu"] * np.where(table["part"] == "base", 1.0, 0.8)
+    return Results(table.assign(fvu=lower), NONE)
 
 
 def test_the_answer_says_what_survives() -> None:
@@ -105,9 +120,11 @@ def test_the_answer_says_what_survives() -> None:
     assert not any("above 5%" in line for line in said)  # no firing frequencies were given
     simple = said[said.index("Place by place, layer-5:") + 1]
     assert simple.startswith("  FVU at matched L0, L0 16: JumpReLU for ReLU -3.8% under L1, -3.8% ")
+    assert not any("no verdict." in line for line in said)
+    assert not any(line.startswith("  Rates do not fit layer-5") for line in said)
     (against,) = [each for each in said if each.startswith("  wide against base")]
-    assert "ReLU + L1 +0.0%; " in against
-    assert "JumpReLU + L1 (theta) +10." in against
+    assert "ReLU + L1 -20.0%; " in against
+    assert "JumpReLU + L1 (theta) -11." in against
     assert said[-1] == "Not run: long, slower."
 
 
@@ -137,6 +154,52 @@ def test_a_part_that_lost_a_cell_is_not_compared() -> None:
     assert "Place by place, wide:" not in said
     assert set(scale.contrasts(results)["way"]) == {"base", "layer-5"}
     scale.figures(results)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "why"),
+    [("dead", 0.06, "6% dead at L0 32 in ReLU + L1."), ("fvu", 0.9, "in ReLU + L1.")],
+)
+def test_no_verdict_where_rates_do_not_fit(column: str, value: float, why: str) -> None:
+    """Planted in one cell of one part."""
+    results = planted()
+    table = results.table
+    here = (table["part"] == "layer-5") & (cell(table) == "ReLU + L1")
+    table.loc[here, column] = value
+    said = scale.answer(results).splitlines()
+    (reason,) = [line for line in said if line.startswith("  Rates do not fit layer-5: ")]
+    assert reason.endswith(why)
+    assert reason.count(",") == 0
+    verdicts = re.findall(r"layer-5 [^)]*places\): ([^.;]*)", "\n".join(said))
+    assert set(verdicts) == {"no verdict"}
+
+
+class Trained(Finished):
+    """A run of one arm, whose SAE is made here: of four latents one is dead, one has fallen."""
+
+    def sae(self, arm: str) -> SparseAutoencoder:
+        made = JumpReLUSAE(8, 4, kernel=Rectangle(0.1), activation=JumpReLU(LogThreshold(0.5)))
+        (log_threshold,) = made.threshold_parameters
+        with torch.no_grad():
+            log_threshold.copy_(torch.tensor([0.004, 0.03, 0.05, 0.9]).log())
+        return made
+
+
+def test_thresholds_of_latents_that_fired(tmp_path: Path) -> None:
+    frequency = np.array([0.3, 0.1, 0.2, 0.0])
+    table = planted().table.iloc[:2].drop(columns="part")
+    table = table.assign(arm=["a", "b"], theta_over_eps=[0.4, np.nan])
+    rates = [{"arm": arm, "eval_set": "held-out", "frequency": frequency} for arm in "ab"]
+    write_table(tmp_path / "table.parquet", table)
+    write_table(tmp_path / "frequencies.parquet", pd.DataFrame(rates))
+    found = fallen(Trained(STUDY, table, tmp_path, tensor_cache()))
+    (row,) = found.to_dict("records")
+    assert row["arm"] == "a"
+    assert row["live_theta_over_eps"] == pytest.approx(0.3)
+    assert row["l0_share_fallen"] == pytest.approx(0.5)
+    known = pd.DataFrame({"arm": ["a"], "part": "long", "cell": "JumpReLU + L1", "l0": 0.6})
+    (_, said) = described(known, found.assign(part="long"))
+    assert said == "  long, JumpReLU + L1: L0 0.6 0.30, 50%."
 
 
 def test_nothing_without_the_base() -> None:
