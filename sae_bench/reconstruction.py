@@ -120,9 +120,9 @@ def measure(
     E||x_hat||^2 / E[x_hat . x] (arXiv 2404.16014). dead: share of latents that never fired in
     `tokens` tokens. above_1pct, above_10pct: share of latents that fire on more than that share of
     tokens. l0_share_above_10pct: share of L0 carried by the latter. theta_over_eps: median over
-    latents of a trained threshold in units of the window's width, theta_at_0: share of latents
-    where that is below 0.01 (NaN without trained thresholds). frequency: (d_sae,) share of
-    tokens on which each latent fires.
+    latents, dead ones included, of a trained threshold in units of the window's width, theta_at_0:
+    share of latents where that is below 0.01 (NaN without trained thresholds). frequency: (d_sae,)
+    share of tokens on which each latent fires.
     """
     give_memory_back()
     moments = Moments.of(cache, chunk)
