@@ -153,7 +153,7 @@ def effects(
     kinds = list(dict.fromkeys(table[by]))
     for index, kind in enumerate(kinds):
         rows = table[table[by] == kind].set_index("contrast").reindex(list(names))
-        shift = 0.28 * (index - (len(kinds) - 1) / 2)
+        shift = min(0.28, 0.8 / len(kinds)) * (index - (len(kinds) - 1) / 2)
         mean, low, high = (unit * rows[c].to_numpy(float) for c in ("mean", "low", "high"))
         ends = np.stack([mean - low, high - mean])
         axes.errorbar(
