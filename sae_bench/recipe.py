@@ -19,7 +19,9 @@ class Recipe(Component):
         threshold_lr: learning rate of the activation's thresholds; None: the same as `lr`. Short
             runs need a larger one: a log threshold moves by about theta * lr a step.
         betas, adam_eps: Adam's.
-        lr_warmup: steps of a cosine rise from 10% of `lr`.
+        lr_warmup: steps of a cosine rise from 10% of `lr`. With unit rows and the encoder their
+            transpose, x_hat starts at about d_sae / (2 d_in) times x (ReLU): where that is much
+            larger than 1, a short warm-up overshoots, and latents die.
         lr_decay: steps of a linear fall to zero at the end.
         penalty_warmup: steps of a linear rise of the penalty's coefficient.
         clip: largest norm of the gradient over all parameters; None: no clipping.
