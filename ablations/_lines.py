@@ -175,7 +175,7 @@ TUNED = {name: (Tuned(lr=8e-3),) for name in LINES} | {
 }
 """The trial that won for each line, or is within `CLOSE` of it."""
 WIDE_TRIALS = {
-    name: tuple(tuned.slower(times) for times in (1, 2, 4, 8, 16))
+    name: tuple(tuned.slower(times) for times in (1, 2, 4, 8, 16, 0.5))
     for name, (tuned,) in TUNED.items()
 }
 """The trials of a line with many more latents."""
