@@ -1,13 +1,15 @@
 """Do the factorial's conclusions survive another site, a wider SAE, and ten times the tokens?
 
 The four cells of the first 2x2 of `ablations/factorial.py` (activation and penalty, JumpReLU with
-gradients to theta only) in that study's setting (`base`) and in four others:
+gradients to theta only) in that study's setting (`base`) and in five others:
 
     layer-5    residual stream after layer 5 of 30 instead of layer 9
     wide       16,384 latents instead of 1,152
     long       4M training tokens instead of 400k, all schedules stretched alike, out of 1M cached
                tokens of 5 times as many documents: 4 passes instead of 2
     slower     `long` with all learning rates divided by sqrt(10)
+    wide-long  `wide` with 1M training tokens, one pass over the cache of `long`, a warm-up of 200
+               steps, five settings
 
 Stated before the run:
 - Outcomes: log FVU, and the share of L0 in latents above 10%, at L0 = 16, 32, 64, 128: means over
@@ -58,6 +60,7 @@ ones leave 28% to 99% of the latents dead. With a longer warm-up the rates of 1,
 about right for JumpReLU, of whose latents 7% to 25% are dead then, not 69% and more; ReLU + L1 has
 11% dead at L0 30 and 74% at 91, ReLU + L0 92% and more. ReLU's cells are no better than FVU 0.28 at
 L0 = 40, twice that of 1,152 latents: this width wants more steps, with ReLU a better start, too.
+Hence `wide-long`, under the same rule.
 
 Layer 20 was the other site at first. Over 90% of the latents died there in every cell. 0.02% of its
 tokens, at the first positions of contexts, have norms of up to 100 times the median; whether that
@@ -69,7 +72,7 @@ two sites differ in more than depth.
 
 Scale of `study`: 24 arms a part, 26 in `long`. On two cores an arm takes 0.5 minutes in `base` and
 `layer-5`, 2 in `wide`, 2 to 3.5 in `long` and `slower`, whose activations take 15 minutes to
-extract; a part is some 4 minutes to measure.
+extract; a part is some 4 minutes to measure. `wide-long` has 20 arms of about 5 minutes.
 """
 
 import math
@@ -109,7 +112,7 @@ BESIDE = (
 """Outcomes that were not stated before the run."""
 OUTCOMES = (*JUDGED, *BESIDE)
 BASE = "base"
-PARTS = (BASE, "layer-5", "wide", "long", "slower")
+PARTS = (BASE, "layer-5", "wide", "long", "slower", "wide-long")
 COLLAPSED = 0.9
 """Share of dead latents above which an arm is left out."""
 FITTING = 0.05
@@ -146,6 +149,12 @@ class Elsewhere(Factorial):
             self.replace(d_sae=self.width),
             long.replace(again=(("ReLU + L1", 1), ("JumpReLU + L1 (theta)", 4))),
             long.replace(tuned=tuple((each.slower(math.sqrt(longer)),) for (each,) in self.tuned)),
+            self.replace(
+                d_sae=self.width,
+                data=more,
+                recipe=self.recipe.stretched(self.cached / 2).replace(lr_warmup=200),
+                settings=self.settings[1:],
+            ),
         )
         return dict(zip(PARTS, others, strict=True))
 

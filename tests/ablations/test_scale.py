@@ -43,12 +43,13 @@ def test_parts_differ_from_the_factorial_in_one_thing() -> None:
         "wide": ["d_sae"],
         "long": ["data", "recipe", "again"],
         "slower": ["data", "recipe", "tuned"],
+        "wide-long": ["data", "d_sae", "recipe", "settings"],
     }
     longer, recipe = parts["long"].recipe, base.recipe
     assert (longer.tokens, longer.lr_decay) == (10 * recipe.tokens, 10 * recipe.lr_decay)
     assert parts["slower"].recipe == longer
     sizes = {name: len(scale.arms(part)) for name, part in parts.items()}
-    assert sizes == dict.fromkeys(parts, 24) | {"long": 26}
+    assert sizes == dict.fromkeys(parts, 24) | {"long": 26, "wide-long": 20}
 
 
 def test_two_arms_are_trained_in_another_order() -> None:
@@ -125,7 +126,7 @@ def test_the_answer_says_what_survives() -> None:
     (against,) = [each for each in said if each.startswith("  wide against base")]
     assert "ReLU + L1 -20.0%; " in against
     assert "JumpReLU + L1 (theta) -11." in against
-    assert said[-1] == "Not run: long, slower."
+    assert said[-1] == "Not run: long, slower, wide-long."
 
 
 def test_collapsed_arms_are_left_out_and_named() -> None:
@@ -150,7 +151,7 @@ def test_a_part_that_lost_a_cell_is_not_compared() -> None:
     table.loc[lost, "dead"] = 0.95
     said = scale.answer(results).splitlines()
     assert "Not compared, since a cell has no arm left: wide." in said
-    assert said[-1] == "Not run: long, slower."
+    assert said[-1] == "Not run: long, slower, wide-long."
     assert "Place by place, wide:" not in said
     assert set(scale.contrasts(results)["way"]) == {"base", "layer-5"}
     scale.figures(results)
