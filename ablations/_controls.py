@@ -49,11 +49,12 @@ def derived(
 
 
 def controls(finished: Finished) -> pd.DataFrame:
-    """Rows of the controls, in the columns of the run's table; none where there is no ReLU + L1."""
+    """Rows of the controls, in the columns of the run's table; none where there is no ReLU + L1, or
+    where learning rates are tried."""
     cache, table = finished.cache, prepared(finished.table)
     assert cache.held_out is not None
     cells = table[table["cell"] == SOURCE]
-    if cells.empty:
+    if cells.empty or cells["lr"].nunique() > 1:
         return pd.DataFrame()
     x = torch.cat(list(cache.chunks(2048)))[:ROWS]
     densest = set(cells.loc[cells.groupby("seed")["l0"].idxmax(), "arm"])

@@ -86,13 +86,14 @@ from matplotlib.figure import Figure
 from ablations import factorial
 from ablations._fallen import described, fallen
 from ablations._lines import prepared
-from ablations._places import apart, levels, over, reached
+from ablations._places import levels
 from ablations._scale_figures import effects, frontiers
 from ablations._squares import SIDES, WAYS, by_place, is_share
+from ablations._survival import FITTING, against, survives, unfit
 from ablations.factorial import FVU, OTHER_BOUNDS, PLACES, Factorial, with_shares
 from sae_bench.ablation import Data, Preset
 from sae_bench.arm import Arm
-from sae_bench.contrasts import Interval, Outcome, at_each_place, compare, intervals, matched
+from sae_bench.contrasts import Outcome, at_each_place, compare, intervals
 from sae_bench.results import Results
 
 WAY, SQUARE = next(iter(WAYS.items()))
@@ -115,8 +116,6 @@ BASE = "base"
 PARTS = (BASE, "layer-5", "wide", "long", "slower", "wide-long")
 COLLAPSED = 0.9
 """Share of dead latents above which an arm is left out."""
-FITTING = 0.05
-"""Share of dead latents at L0 32 above which rates do not fit."""
 
 
 @dataclass(frozen=True)
@@ -200,26 +199,6 @@ def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def survives(effect: float, base: float, least: float) -> str:
-    """What becomes of an effect of the size `base`.
-
-    Args:
-        effect: in the other setting.
-        base: in the factorial's.
-        least: up to which an effect may be none.
-    """
-    if not np.isfinite([effect, base]).all():
-        return "no common range of L0"
-    if abs(base) <= least:
-        return "not judged"
-    same, half = effect * np.sign(base), abs(base) / 2
-    if abs(same - half) < least:
-        return f"not decided ({same / abs(base):.0%} of it)"
-    if same > half:
-        return "survives"
-    return "weaker" if same > least else "does not survive"
-
-
 def _words(outcome: Outcome, effect: float) -> str:
     return f"{100 * effect:+.1f} points" if is_share(outcome) else f"{np.expm1(effect):+.1%}"
 
@@ -233,32 +212,6 @@ def _sized(found: pd.DataFrame, outcome: Outcome, side: str) -> str:
     )
     places = int(known["places"].iloc[0])
     return f"{_words(outcome, float(known.loc[side, 'mean']))} ({simple}; {places} places)"
-
-
-def unfit(table: pd.DataFrame) -> dict[str, str]:
-    """The parts whose rates do not fit, and why: a cell has over `FITTING` dead at L0 32, or a
-    higher FVU than in `base`.
-
-    Args:
-        table: what `prepared` gives, with its parts.
-    """
-    found = {}
-    for part in PARTS[1:]:
-        dead = {
-            cell: share
-            for cell, rows in table[table["part"] == part].groupby("cell")
-            if (share := _at_32(rows, "dead")) > FITTING
-        }
-        worse = {cell: each for cell, each in _against_base(table, part).items() if each.mean > 0}
-        why = [f"{share:.0%} dead at L0 32 in {cell}" for cell, share in dead.items()]
-        why += [f"FVU {each.percent()} in {cell}" for cell, each in worse.items()]
-        if why:
-            found[part] = ", ".join(why)
-    return found
-
-
-def _at_32(rows: pd.DataFrame, y: str) -> float:
-    return float(matched(rows, "log_l0", y, [math.log(32)], "cell").iloc[0, 0])
 
 
 def _judged(found: pd.DataFrame, without: Iterable[str]) -> Iterator[str]:
@@ -310,21 +263,9 @@ def _collapsed(table: pd.DataFrame) -> Iterator[str]:
         yield f"Left out, over {COLLAPSED:.0%} of the latents dead: {'; '.join(shown)}."
 
 
-def _against_base(table: pd.DataFrame, part: str) -> dict[str, Interval]:
-    """FVU of each cell of a part against its own in `base`, mean over the places that both
-    reach."""
-    made = {}
-    for cell in SQUARE.cells:
-        rows = table[table["cell"] == cell]
-        if {part, BASE} <= set(rows["part"]):
-            found = apart(rows, FVU, "part", part, BASE)
-            made[cell] = over(found, reached(found))
-    return made
-
-
 def _beside_base(table: pd.DataFrame) -> Iterator[str]:
     for part in PARTS[1:]:
-        if made := _against_base(table, part):
+        if made := against(table, part, BASE):
             shown = "; ".join(f"{cell} {each.percent()}" for cell, each in made.items())
             yield f"  {part} against {BASE}, {FVU.name}, cell by cell: {shown}."
 
@@ -343,7 +284,7 @@ def answer(results: Results) -> str:
     found = measured_effects(table)
     if found.empty or BASE not in set(found["way"]):
         return ""
-    without = unfit(table)
+    without = unfit(table, PARTS[1:], BASE)
     said = [
         f"Main effects in the 2x2 with {WAY.removesuffix('*')}, one seed, means over common places "
         "of L0 (in brackets simple effects); a conclusion survives with the same sign and at least "
@@ -419,7 +360,7 @@ def figures(results: Results) -> dict[str, Figure]:
     rows = {part: table[table["part"] == part] for part in PARTS}
     drawn = {"frontiers": frontiers({part: each for part, each in rows.items() if len(each)})}
     if len(found := measured_effects(table)):
-        without = {part: f"{part} (no verdict)" for part in unfit(table)}
+        without = {part: f"{part} (no verdict)" for part in unfit(table, PARTS[1:], BASE)}
         drawn["effects"] = effects(found.replace({"way": without}), tuple(SPREAD))
     return drawn
 

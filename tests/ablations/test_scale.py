@@ -175,6 +175,15 @@ def test_no_verdict_where_rates_do_not_fit(column: str, value: float, why: str) 
     assert set(verdicts) == {"no verdict"}
 
 
+def test_no_verdict_where_a_cell_is_not_dense_enough_to_be_judged() -> None:
+    results = planted()
+    table = results.table
+    here = (table["part"] == "layer-5") & (cell(table) == "ReLU + L1")
+    left = table[~here | (table["l0"] < 20)]
+    said = scale.answer(Results(left, NONE)).splitlines()
+    assert "  Rates do not fit layer-5: L0 32 is not reached in ReLU + L1." in said
+
+
 class Trained(Finished):
     """A run of one arm, whose SAE is made here: of four latents one is dead, one has fallen."""
 

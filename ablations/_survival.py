@@ -1,0 +1,77 @@
+"""Whether a conclusion of one setting survives in another, and where that cannot be told."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from ablations._lines import CELLS
+from ablations._places import apart, over, reached
+from ablations.factorial import FVU
+from sae_bench.contrasts import Interval, matched
+
+FITTING = 0.05
+"""Share of dead latents at L0 32 above which rates do not fit."""
+
+
+def survives(effect: float, base: float, least: float) -> str:
+    """What becomes of an effect of the size `base`.
+
+    Args:
+        effect: in the other setting.
+        base: in the factorial's.
+        least: up to which an effect may be none.
+    """
+    if not np.isfinite([effect, base]).all():
+        return "no common range of L0"
+    if abs(base) <= least:
+        return "not judged"
+    same, half = effect * np.sign(base), abs(base) / 2
+    if abs(same - half) < least:
+        return f"not decided ({same / abs(base):.0%} of it)"
+    if same > half:
+        return "survives"
+    return "weaker" if same > least else "does not survive"
+
+
+def against(table: pd.DataFrame, part: str, base: str) -> dict[str, Interval]:
+    """log FVU of each cell of a part minus its own in `base`, mean over the places that both
+    reach.
+
+    Args:
+        table: what `prepared` gives, with its parts.
+        part, base: two of them.
+    """
+    made = {}
+    for cell in CELLS:
+        rows = table[table["cell"] == cell]
+        if {part, base} <= set(rows["part"]):
+            found = apart(rows, FVU, "part", part, base)
+            made[cell] = over(found, reached(found))
+    return made
+
+
+def unfit(table: pd.DataFrame, parts: Iterable[str], base: str) -> dict[str, str]:
+    """The parts whose rates do not fit, and why: a cell does not reach L0 32, has over `FITTING` of
+    its latents dead there, or a higher FVU than in `base`.
+
+    Args:
+        table: what `prepared` gives, with its parts.
+        parts: that are judged.
+        base: what they are compared with.
+    """
+    found = {}
+    for part in parts:
+        why = []
+        for cell, rows in table[table["part"] == part].groupby("cell"):
+            dead = float(matched(rows, "log_l0", "dead", [math.log(32)], "cell").iloc[0, 0])
+            if math.isnan(dead):
+                why.append(f"L0 32 is not reached in {cell}")
+            elif dead > FITTING:
+                why.append(f"{dead:.0%} dead at L0 32 in {cell}")
+        worse = {cell: each for cell, each in against(table, part, base).items() if each.mean > 0}
+        why += [f"FVU {each.percent()} in {cell}" for cell, each in worse.items()]
+        if why:
+            found[part] = ", ".join(why)
+    return found
