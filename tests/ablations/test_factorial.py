@@ -244,6 +244,8 @@ def test_controls_are_rows_like_the_others(
     assert swept.max() < found["l0"].max()
     results = Results(finished.table, finished.frequencies, {"controls": found})
     assert factorial.figures(results)["controls"].axes
+    tried = finished.table.assign(lr=np.linspace(1e-3, 2e-3, len(finished.table)))
+    assert _controls.controls(Finished(preset, tried, folder, cache)).empty
 
 
 def test_cells_and_bridges_are_parts() -> None:

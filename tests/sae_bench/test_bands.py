@@ -90,6 +90,20 @@ def test_effects_are_drawn_with_their_intervals() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
 
 
+def test_effects_of_one_seed_have_no_bars_and_kinds_do_not_overlap() -> None:
+    kinds = ["v", "w", "x", "y"]
+    rows = pd.DataFrame(
+        {"way": kinds * 2, "contrast": ["A"] * 4 + ["B"] * 4, "mean": 1.0, "low": np.nan}
+    ).assign(high=np.nan)
+    axes = plots.figure().axes[0]
+    bands.effects(rows, axes, names={"A": "first", "B": "second"}, by="way")
+    assert not any(each.has_xerr for each in axes.containers)
+    places = np.sort(np.concatenate([each.lines[0].get_ydata() for each in axes.containers]))
+    assert len(places) == 8
+    assert np.diff(places).min() == pytest.approx(0.2)
+    assert np.diff(places)[3] > 0.3  # between the contrasts
+
+
 def test_frequencies_are_interpolated_by_rank() -> None:
     """At the geometric mean of two L0, geometric means of the frequencies of each rank."""
     rows = pd.DataFrame({"l0": [90.0, 10.0], "frequency": [[0.4, 0.1, 0.9], [0.1, 0.0, 0.1]]})
