@@ -188,6 +188,8 @@ NAMED = {
     "Gated + L1": "Gated",
     "GatedRIL1 + RIL1": "Gated RI-L1",
     "JumpReLU + QuadraticFrequency (theta)": "JumpReLU + quadratic",
+    "OffsetReLU + L1": "ReLU + L1",
+    "OffsetReLU + L0 (input)": "ReLU + L0 (input)",
 }
 
 

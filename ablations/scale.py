@@ -9,7 +9,7 @@ gradients to theta only) in that study's setting (`base`) and in five others:
                tokens of 5 times as many documents: 4 passes instead of 2
     slower     `long` with all learning rates divided by sqrt(10)
     wide-long  `wide` with 1M training tokens, one pass over the cache of `long`, a warm-up of 200
-               steps, five settings
+               steps, lower rates, another start of ReLU, four settings
 
 Stated before the run:
 - Outcomes: log FVU, and the share of L0 in latents above 10%, at L0 = 16, 32, 64, 128: means over
@@ -60,7 +60,15 @@ ones leave 28% to 99% of the latents dead. With a longer warm-up the rates of 1,
 about right for JumpReLU, of whose latents 7% to 25% are dead then, not 69% and more; ReLU + L1 has
 11% dead at L0 30 and 74% at 91, ReLU + L0 92% and more. ReLU's cells are no better than FVU 0.28 at
 L0 = 40, twice that of 1,152 latents: this width wants more steps, with ReLU a better start, too.
-Hence `wide-long`, under the same rule.
+
+Seen in trials by hand of that (no table; setting 4 of 6, 200k tokens, a warm-up of 200 steps): with
+ReLU's encoder biases starting at -0.075, 1.8 standard deviations of pre, where x_hat is about x
+(`_starts.py`), and an eighth of the rates, ReLU + L1 has FVU 0.12 at L0 107 with 0.3% dead, ReLU +
+L0 0.146 at 54 with 14% (at a quarter 0.130 at 69 with 1%, 0.143 at 39 with 21%; at the full rates
+0.178 at 17 and 0.167 at 18 with 59% and 73%). Thresholds that start at 0.054 or 0.075 bring JumpReLU
+no more at equal numbers of dead latents than other rates do at 0.04 (L1: 0.03); at 0.11 some 90%
+die. Hence `wide-long`, under the same rule: ReLU with those biases and an eighth of the rates,
+JumpReLU with its own start and half of them.
 
 Layer 20 was the other site at first. Over 90% of the latents died there in every cell. 0.02% of its
 tokens, at the first positions of contexts, have norms of up to 100 times the median; whether that
@@ -72,7 +80,7 @@ two sites differ in more than depth.
 
 Scale of `study`: 24 arms a part, 26 in `long`. On two cores an arm takes 0.5 minutes in `base` and
 `layer-5`, 2 in `wide`, 2 to 3.5 in `long` and `slower`, whose activations take 15 minutes to
-extract; a part is some 4 minutes to measure. `wide-long` has 20 arms of about 5 minutes.
+extract; a part is some 4 minutes to measure. `wide-long` has 16 arms of about 5 minutes.
 """
 
 import math
@@ -85,10 +93,11 @@ from matplotlib.figure import Figure
 
 from ablations import factorial
 from ablations._fallen import described, fallen
-from ablations._lines import prepared
+from ablations._lines import LINES, prepared
 from ablations._places import levels
 from ablations._scale_figures import effects, frontiers
 from ablations._squares import SIDES, WAYS, by_place, is_share
+from ablations._starts import offset
 from ablations._survival import FITTING, against, survives, unfit
 from ablations.factorial import FVU, OTHER_BOUNDS, PLACES, Factorial, with_shares
 from sae_bench.ablation import Data, Preset
@@ -114,6 +123,8 @@ BESIDE = (
 OUTCOMES = (*JUDGED, *BESIDE)
 BASE = "base"
 PARTS = (BASE, "layer-5", "wide", "long", "slower", "wide-long")
+WIDER = {name: 8.0 if name.startswith("ReLU") else 2.0 for name in LINES}
+"""By how much the learning rates of `wide-long` are lower."""
 COLLAPSED = 0.9
 """Share of dead latents above which an arm is left out."""
 
@@ -127,6 +138,7 @@ class Elsewhere(Factorial):
         width: the other number of latents.
         times: as many training tokens.
         cached: times as many cached tokens.
+        offset: start of ReLU's encoder biases below 0.
         again: lines and places of settings that are trained in another order of the data, too.
     """
 
@@ -134,6 +146,7 @@ class Elsewhere(Factorial):
     width: int = 16_384
     times: int = 10
     cached: int = 5
+    offset: float = 0.0
     again: tuple[tuple[str, int], ...] = ()
 
     def parts(self) -> dict[str, Preset]:
@@ -152,15 +165,22 @@ class Elsewhere(Factorial):
                 d_sae=self.width,
                 data=more,
                 recipe=self.recipe.stretched(self.cached / 2).replace(lr_warmup=200),
-                settings=self.settings[1:],
+                settings=self.settings[1:5],
+                tuned=tuple(
+                    (each.slower(WIDER[name]),)
+                    for name, (each,) in zip(LINES, self.tuned, strict=True)
+                ),
+                offset=0.075,
             ),
         )
         return dict(zip(PARTS, others, strict=True))
 
 
 def arms(preset: Elsewhere) -> list[Arm]:
-    """Those of the factorial, and those trained again."""
+    """Those of the factorial, with their start, and those trained again."""
     made = factorial.arms(preset)
+    if preset.offset:
+        made = [offset(arm, preset.offset) for arm in made]
     for line, index in preset.again:
         one = preset.replace(lines=(line,), settings=(index,))
         made += [
