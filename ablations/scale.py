@@ -61,14 +61,14 @@ about right for JumpReLU, of whose latents 7% to 25% are dead then, not 69% and 
 11% dead at L0 30 and 74% at 91, ReLU + L0 92% and more. ReLU's cells are no better than FVU 0.28 at
 L0 = 40, twice that of 1,152 latents: this width wants more steps, with ReLU a better start, too.
 
-Seen in trials by hand of that (no table; setting 4 of 6, 200k tokens, a warm-up of 200 steps): with
-ReLU's encoder biases starting at -0.075, 1.8 standard deviations of pre, where x_hat is about x
-(`_starts.py`), and an eighth of the rates, ReLU + L1 has FVU 0.12 at L0 107 with 0.3% dead, ReLU +
-L0 0.146 at 54 with 14% (at a quarter 0.130 at 69 with 1%, 0.143 at 39 with 21%; at the full rates
-0.178 at 17 and 0.167 at 18 with 59% and 73%). Thresholds that start at 0.054 or 0.075 bring JumpReLU
-no more at equal numbers of dead latents than other rates do at 0.04 (L1: 0.03); at 0.11 some 90%
-die. Hence `wide-long`, under the same rule: ReLU with those biases and an eighth of the rates,
-JumpReLU with its own start and half of them.
+Seen in trials of that by hand (no table; 200k tokens, a warm-up of 200 steps): with ReLU's encoder
+biases starting at -0.075, 1.8 standard deviations of pre, where x_hat is about x (`_starts.py`),
+and an eighth of the rates, ReLU + L1 has FVU 0.12 at L0 107 with 0.3% dead, ReLU + L0 0.146 at 54
+with 14% (at a quarter 0.130 at 69 with 1%, 0.143 at 39 with 21%; at the full rates 0.178 at 17 and
+0.167 at 18 with 59% and 73%). Thresholds that start at 0.054 or 0.075 bring JumpReLU no more, at
+equal numbers of dead latents, than other rates do at 0.04 (L1: 0.03); at 0.11 some 90% die. Hence
+`wide-long`, under the same rule: ReLU with those biases and an eighth of the rates, JumpReLU with
+its own start and half of them.
 
 Layer 20 was the other site at first. Over 90% of the latents died there in every cell. 0.02% of its
 tokens, at the first positions of contexts, have norms of up to 100 times the median; whether that
