@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from ablations._lines import CELLS
+from ablations._outcomes import FVU
 from ablations._places import apart, over, reached
-from ablations.factorial import FVU
 from sae_bench.contrasts import Interval, matched
 
 FITTING = 0.05

@@ -94,19 +94,20 @@ from matplotlib.figure import Figure
 from ablations import factorial
 from ablations._fallen import described, fallen
 from ablations._lines import LINES, prepared
+from ablations._outcomes import FREQUENT, FVU, LOSS, OTHER_BOUNDS, PLACES, with_shares
 from ablations._places import levels
 from ablations._scale_figures import effects, frontiers
 from ablations._squares import SIDES, WAYS, by_place, is_share
 from ablations._starts import offset
 from ablations._survival import FITTING, against, survives, unfit
-from ablations.factorial import FVU, OTHER_BOUNDS, PLACES, Factorial, with_shares
+from ablations.factorial import Factorial
 from sae_bench.ablation import Data, Preset
 from sae_bench.arm import Arm
 from sae_bench.contrasts import Outcome, at_each_place, compare, intervals
 from sae_bench.results import Results
 
 WAY, SQUARE = next(iter(WAYS.items()))
-SHARE = factorial.FREQUENT[0]
+SHARE = FREQUENT[0]
 SPREAD = {FVU: 0.01, SHARE: 0.03}
 """Main effects up to which may be none."""
 SIMPLE = {
@@ -116,8 +117,8 @@ SIMPLE = {
 """The simple effects behind each main effect."""
 JUDGED = SPREAD | dict.fromkeys(OTHER_BOUNDS, SPREAD[SHARE])
 BESIDE = (
-    factorial.LOSS,
-    next(each for each in factorial.FREQUENT if (each.y, each.x) == ("above_10pct", "log_l0")),
+    LOSS,
+    next(each for each in FREQUENT if (each.y, each.x) == ("above_10pct", "log_l0")),
 )
 """Outcomes that were not stated before the run."""
 OUTCOMES = (*JUDGED, *BESIDE)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ablations._bridges import BESIDE, beside_cells
-from ablations.factorial import FREQUENT, FVU
+from ablations._outcomes import FREQUENT, FVU
 
 SEEDS = {"ReLU + L1": 5, "JumpReLU + L0 (theta)": 5, "Gated": 3}
 LEVEL = {"ReLU + L1": 0.0, "JumpReLU + L0 (theta)": -0.2, "Gated": -0.1}

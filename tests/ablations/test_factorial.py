@@ -22,6 +22,7 @@ from ablations._lines import (
     styled,
     trials,
 )
+from ablations._outcomes import FVU, LOSS, with_shares
 from ablations._squares import WAYS, by_place, verdict
 from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval
@@ -165,7 +166,7 @@ def test_effects_at_each_place() -> None:
     table = prepared(synthetic(0.0, -0.2, seeds=2))
     shift = -0.2 * table["cell"].str.startswith("JumpReLU")
     table = table.assign(log_fvu=shift - 0.5 * table["log_l0"])
-    said = by_place(table, factorial.FVU, next(iter(WAYS)))
+    said = by_place(table, FVU, next(iter(WAYS)))
     assert [line.split(":")[0] for line in said] == [
         f"  FVU at matched L0, L0 {l0}" for l0 in (16, 32, 64, 128)
     ]
@@ -177,7 +178,7 @@ def test_shares_by_other_bounds() -> None:
     """Frequencies 0.4, 0.1 and ninety-eight of 0.001: L0 0.598, ten times the mean is 0.0598."""
     frequency = np.array([0.4, 0.1, *[0.001] * 98])
     known = pd.DataFrame({"arm": ["a"], "eval_set": ["held-out"], "frequency": [frequency]})
-    (row,) = factorial.with_shares(known.drop(columns="frequency"), known).to_dict("records")
+    (row,) = with_shares(known.drop(columns="frequency"), known).to_dict("records")
     assert row["l0_share_above_5pct"] == pytest.approx(0.5 / 0.598)
     assert row["l0_share_above_20pct"] == pytest.approx(0.4 / 0.598)
     assert row["l0_share_above_10_means"] == pytest.approx(0.5 / 0.598)
@@ -285,7 +286,7 @@ def test_contrasts_over_documents(
     monkeypatch.setattr(_documents, "REPLICATES", 3)
     monkeypatch.setattr(Finished, "sae", lambda *_: None)
     found = factorial.documents(Finished(STUDY, cells, folder, tensor_cache(d_in=16)))
-    assert set(found["outcome"]) == {factorial.FVU.name, factorial.LOSS.name}
+    assert set(found["outcome"]) == {FVU.name, LOSS.name}
     penalty = found[found["contrast"] == "B"]
     for column in ("mean", "low", "high"):
         assert penalty[column].to_numpy() == pytest.approx(-0.2, abs=0.01)

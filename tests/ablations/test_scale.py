@@ -12,9 +12,11 @@ import torch
 from ablations import factorial, scale
 from ablations._fallen import described, fallen
 from ablations._lines import cell
+from ablations._starts import OffsetReLUSAE
 from architectures import JumpReLUSAE
 from sae_bench.ablation import Finished
 from sae_bench.activations import JumpReLU, LogThreshold
+from sae_bench.arm import Arm
 from sae_bench.files import write_table
 from sae_bench.kernels import Rectangle
 from sae_bench.penalties import L1
@@ -43,13 +45,13 @@ def test_parts_differ_from_the_factorial_in_one_thing() -> None:
         "wide": ["d_sae"],
         "long": ["data", "recipe", "again"],
         "slower": ["data", "recipe", "tuned"],
-        "wide-long": ["data", "d_sae", "recipe", "settings"],
+        "wide-long": ["data", "d_sae", "recipe", "settings", "tuned", "offset"],
     }
     longer, recipe = parts["long"].recipe, base.recipe
     assert (longer.tokens, longer.lr_decay) == (10 * recipe.tokens, 10 * recipe.lr_decay)
     assert parts["slower"].recipe == longer
     sizes = {name: len(scale.arms(part)) for name, part in parts.items()}
-    assert sizes == dict.fromkeys(parts, 24) | {"long": 26, "wide-long": 20}
+    assert sizes == dict.fromkeys(parts, 24) | {"long": 26, "wide-long": 16}
 
 
 def test_two_arms_are_trained_in_another_order() -> None:
@@ -69,6 +71,24 @@ def test_slower_divides_learning_rates_alone() -> None:
         rates = {"lr": fast.recipe.lr, "threshold_lr": fast.recipe.threshold_lr}
         assert slow.recipe.replace(**rates) == fast.recipe
         assert (slow.slots, slow.seed) == (fast.slots, fast.seed)
+
+
+def test_the_wide_part_is_slower_and_its_relu_starts_below_zero() -> None:
+    part = STUDY.parts()["wide-long"]
+    made = scale.arms(part)
+    assert {arm.architecture for arm in made} == {OffsetReLUSAE, JumpReLUSAE}
+    for arm in made:
+        relu = arm.architecture is OffsetReLUSAE
+        assert arm.recipe.lr == pytest.approx(8e-3 / (8 if relu else 2))
+        assert arm.slots.get("offset") == (0.075 if relu else None)
+    named = cell(pd.DataFrame([{"architecture": arm.name, **_slots(arm)} for arm in made]))
+    assert named.value_counts().to_dict() == dict.fromkeys(part.lines, 4)
+
+
+def _slots(arm: Arm) -> dict[str, str | None]:
+    penalty, kernel = arm.slots["penalty"], arm.slots["kernel"]
+    windowed = arm.architecture is JumpReLUSAE or penalty.through_step
+    return {"penalty": penalty.label, "kernel": kernel.label if windowed else None}
 
 
 def _differs(one: object, other: object, name: str) -> bool:
