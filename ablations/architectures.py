@@ -16,7 +16,7 @@ Stated before the results were read:
 - At full budget ReLU, Gated, Gated RI-L1, JumpReLU and TopK repeat arms of `factorial.py` (same
   data, seeds and recipe): no replication of it. Learning rates were tried for those five, at half
   the tokens and for L0 40; BatchTopK and Matryoshka have TopK's. TopK would be 1.9% better at L0 16
-  with 4e-3, ReLU + L1 1 to 2.5% with 1.2e-2.
+  with 4e-3, ReLU + L1 1.6% at L0 22 with 1.2e-2.
 - Half a budget is about one pass over the cached tokens, a full one two; schedules shrink with it,
   AuxK's 50,000 tokens do not.
 - Compute: the median over seeds of the seconds of an arm's own steps, sparse ones on two cores, in
