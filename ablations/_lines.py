@@ -188,8 +188,6 @@ NAMED = {
     "Gated + L1": "Gated",
     "GatedRIL1 + RIL1": "Gated RI-L1",
     "JumpReLU + QuadraticFrequency (theta)": "JumpReLU + quadratic",
-    "OffsetReLU + L1": "ReLU + L1",
-    "OffsetReLU + L0 (input)": "ReLU + L0 (input)",
 }
 
 
@@ -199,7 +197,8 @@ def cell(table: pd.DataFrame) -> pd.Series:
     path = kernel.str.contains("to_input=True").map({True: " (input)", False: " (theta)"})
     windowed = kernel != ""
     penalty = table["penalty"].str.replace(r"\(.*\)", "", regex=True)
-    return (table["architecture"] + " + " + penalty + path.where(windowed, "")).replace(NAMED)
+    name = table["architecture"].str.removeprefix("Offset")
+    return (name + " + " + penalty + path.where(windowed, "")).replace(NAMED)
 
 
 def prepared(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,10 +1,16 @@
 """A start at which few latents fire, for SAEs much wider than their input."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from architectures.relu import ReLUSAE
+from architectures import JumpReLUSAE, ReLUSAE
+from sae_bench.activations import Activation
 from sae_bench.arm import Arm
+from sae_bench.estimators import Estimator
+from sae_bench.penalties import Penalty
+from sae_bench.sae import SparseAutoencoder
 
 
 class OffsetReLUSAE(ReLUSAE):
@@ -26,9 +32,21 @@ class OffsetReLUSAE(ReLUSAE):
         return tensors
 
 
+class OffsetJumpReLUSAE(OffsetReLUSAE):
+    """JumpReLU SAE with that start: a latent fires where w_i . x > offset + theta."""
+
+    activation: Activation = JumpReLUSAE.activation
+    penalty: Penalty = JumpReLUSAE.penalty
+    kernel: Estimator = JumpReLUSAE.kernel
+
+
+OFFSET: Mapping[type[SparseAutoencoder], type[SparseAutoencoder]] = {
+    ReLUSAE: OffsetReLUSAE,
+    JumpReLUSAE: OffsetJumpReLUSAE,
+}
+
+
 def offset(arm: Arm, by: float) -> Arm:
-    """A ReLU arm with that start; others as they are (JumpReLU starts at thresholds)."""
-    if arm.architecture is not ReLUSAE:
-        return arm
+    """A ReLU or JumpReLU arm with that start."""
     slots = {**arm.slots, "offset": by}
-    return Arm(OffsetReLUSAE, arm.d_sae, arm.recipe, arm.seed, slots)
+    return Arm(OFFSET[arm.architecture], arm.d_sae, arm.recipe, arm.seed, slots)

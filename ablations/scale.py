@@ -1,7 +1,7 @@
 """Do the factorial's conclusions survive another site, a wider SAE, and ten times the tokens?
 
 The four cells of the first 2x2 of `ablations/factorial.py` (activation and penalty, JumpReLU with
-gradients to theta only) in that study's setting (`base`) and in five others:
+gradients to theta only) in that study's setting (`base`) and in six others:
 
     layer-5    residual stream after layer 5 of 30 instead of layer 9
     wide       16,384 latents instead of 1,152
@@ -10,6 +10,7 @@ gradients to theta only) in that study's setting (`base`) and in five others:
     slower     `long` with all learning rates divided by sqrt(10)
     wide-long  `wide` with 1M training tokens, one pass over the cache of `long`, a warm-up of 200
                steps, lower rates, another start of ReLU, four settings
+    wide-start that with this start and these rates in all cells
 
 Stated before the run:
 - Outcomes: log FVU, and the share of L0 in latents above 10%, at L0 = 16, 32, 64, 128: means over
@@ -93,7 +94,7 @@ from matplotlib.figure import Figure
 
 from ablations import factorial
 from ablations._fallen import described, fallen
-from ablations._lines import LINES, prepared
+from ablations._lines import LINES, TUNED, prepared
 from ablations._outcomes import FREQUENT, FVU, LOSS, OTHER_BOUNDS, PLACES, with_shares
 from ablations._places import levels
 from ablations._scale_figures import effects, frontiers
@@ -123,9 +124,11 @@ BESIDE = (
 """Outcomes that were not stated before the run."""
 OUTCOMES = (*JUDGED, *BESIDE)
 BASE = "base"
-PARTS = (BASE, "layer-5", "wide", "long", "slower", "wide-long")
-WIDER = {name: 8.0 if name.startswith("ReLU") else 2.0 for name in LINES}
-"""By how much the learning rates of `wide-long` are lower."""
+PARTS = (BASE, "layer-5", "wide", "long", "slower", "wide-long", "wide-start")
+FIRES = 0.075
+"""w_i . x above which latents fire at the start of the wide parts: 1.8 standard deviations."""
+START = {name: tuned.start for name, (tuned,) in TUNED.items() if name.startswith("JumpReLU")}
+"""Where thresholds start."""
 COLLAPSED = 0.9
 """Share of dead latents above which an arm is left out."""
 
@@ -139,7 +142,7 @@ class Elsewhere(Factorial):
         width: the other number of latents.
         times: as many training tokens.
         cached: times as many cached tokens.
-        offset: start of ReLU's encoder biases below 0.
+        offsets: of lines whose encoder biases start below 0, and by how much.
         again: lines and places of settings that are trained in another order of the data, too.
     """
 
@@ -147,7 +150,7 @@ class Elsewhere(Factorial):
     width: int = 16_384
     times: int = 10
     cached: int = 5
-    offset: float = 0.0
+    offsets: tuple[tuple[str, float], ...] = ()
     again: tuple[tuple[str, int], ...] = ()
 
     def parts(self) -> dict[str, Preset]:
@@ -156,22 +159,30 @@ class Elsewhere(Factorial):
         assert isinstance(data, Data)
         more, longer = data.replace(tokens=self.cached * data.tokens), float(self.times)
         long = self.replace(data=more, recipe=self.recipe.stretched(longer))
+        wider = self.replace(
+            d_sae=self.width,
+            data=more,
+            recipe=self.recipe.stretched(self.cached / 2).replace(lr_warmup=200),
+            settings=self.settings[1:5],
+        )
         others = (
             self,
             self.replace(data=data.replace(site=self.site)),
             self.replace(d_sae=self.width),
             long.replace(again=(("ReLU + L1", 1), ("JumpReLU + L1 (theta)", 4))),
             long.replace(tuned=tuple((each.slower(math.sqrt(longer)),) for (each,) in self.tuned)),
-            self.replace(
-                d_sae=self.width,
-                data=more,
-                recipe=self.recipe.stretched(self.cached / 2).replace(lr_warmup=200),
-                settings=self.settings[1:5],
+            wider.replace(
                 tuned=tuple(
-                    (each.slower(WIDER[name]),)
+                    (each.slower(8.0 if name.startswith("ReLU") else 2.0),)
                     for name, (each,) in zip(LINES, self.tuned, strict=True)
                 ),
-                offset=0.075,
+                offsets=tuple((name, FIRES) for name in self.lines if name.startswith("ReLU")),
+            ),
+            wider.replace(
+                tuned=tuple((each.slower(8.0),) for (each,) in self.tuned),
+                offsets=tuple(
+                    (name, round(FIRES - START.get(name, 0.0), 3)) for name in self.lines
+                ),
             ),
         )
         return dict(zip(PARTS, others, strict=True))
@@ -179,9 +190,10 @@ class Elsewhere(Factorial):
 
 def arms(preset: Elsewhere) -> list[Arm]:
     """Those of the factorial, with their start, and those trained again."""
-    made = factorial.arms(preset)
-    if preset.offset:
-        made = [offset(arm, preset.offset) for arm in made]
+    made, offsets = [], dict(preset.offsets)
+    for name in preset.lines:
+        of_line = factorial.arms(preset.replace(lines=(name,)))
+        made += [offset(arm, offsets[name]) if name in offsets else arm for arm in of_line]
     for line, index in preset.again:
         one = preset.replace(lines=(line,), settings=(index,))
         made += [
