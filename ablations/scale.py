@@ -57,10 +57,10 @@ seed, other documents; then all cells with twice the rates, since the best lay a
 
 Seen after these trials (`tables/wide_tuning.csv`): lower rates are worse in every cell, since 390
 steps are too few for them (JumpReLU + L0 at L0 = 40: FVU 0.15, 0.19, 0.26, 0.36, 0.50), and doubled
-ones leave 28% to 99% of the latents dead. With a longer warm-up the rates of 1,152 latents are thus
-about right for JumpReLU, of whose latents 7% to 25% are dead then, not 69% and more; ReLU + L1 has
-11% dead at L0 30 and 74% at 91, ReLU + L0 92% and more. ReLU's cells are no better than FVU 0.28 at
-L0 = 40, twice that of 1,152 latents: this width wants more steps, with ReLU a better start, too.
+ones leave 28% to 99% of the latents dead (FVU is lower in three of the four cells). With the rates
+of 1,152 latents 7% to 25% of JumpReLU's latents are dead, not 69% and more; ReLU + L1 has 11% dead
+at L0 30 and 74% at 91, ReLU + L0 92% and more. ReLU's cells are no better than FVU 0.28 at L0 = 40,
+twice that of 1,152 latents: this width wants more steps, with ReLU a better start, too.
 
 Seen in trials of that by hand (no table; 200k tokens, a warm-up of 200 steps): with ReLU's encoder
 biases starting at -0.075, 1.8 standard deviations of pre, where x_hat is about x (`_starts.py`),
@@ -70,6 +70,14 @@ with 14% (at a quarter 0.130 at 69 with 1%, 0.143 at 39 with 21%; at the full ra
 equal numbers of dead latents, than other rates do at 0.04 (L1: 0.03); at 0.11 some 90% die. Hence
 `wide-long`, under the same rule: ReLU with those biases and an eighth of the rates, JumpReLU with
 its own start and half of them.
+
+Seen after the run of `wide-long`: FVU is lower than in `base` in every cell, but 13%, 15% and 48%
+of the latents are dead at L0 32 in ReLU + L0 and JumpReLU under L1 and L0, 1% in ReLU + L1: start
+and rates suit that one best. In a trial by hand with biases that let JumpReLU, too, fire above
+0.075 alone (thresholds start at 0.04 and 0.03 as before) and an eighth of the rates, 5% and 9% are
+dead after 200k tokens (FVU 0.149 at L0 39 under L1, 0.144 at 56 under L0), as with ReLU. Hence
+`wide-start`: one start and one factor for all cells, else as `wide-long`, whose arms of ReLU it
+takes over.
 
 Layer 20 was the other site at first. Over 90% of the latents died there in every cell. 0.02% of its
 tokens, at the first positions of contexts, have norms of up to 100 times the median; whether that
@@ -81,7 +89,8 @@ two sites differ in more than depth.
 
 Scale of `study`: 24 arms a part, 26 in `long`. On two cores an arm takes 0.5 minutes in `base` and
 `layer-5`, 2 in `wide`, 2 to 3.5 in `long` and `slower`, whose activations take 15 minutes to
-extract; a part is some 4 minutes to measure. `wide-long` has 16 arms of about 5 minutes.
+extract; a part is some 4 minutes to measure. `wide-long` has 16 arms of about 4 minutes,
+`wide-start` 8 beside them.
 """
 
 import math
@@ -376,10 +385,15 @@ FURTHER = {"thresholds": fallen}
 
 CAPTIONS = {
     "frontiers": (
-        "One seed. `layer-5`: another site; `wide`: 16,384 latents; `long`: ten times the tokens; "
-        "`slower`: that at lower rates. Arms with over 90% of the latents dead are left out: of "
-        "`wide`, which is not compared, all of one cell and one of another, and two of `long`, "
-        "for which two in another order of the data stand. x axes differ."
+        "One seed. `layer-5`: another site; `long`: ten times the tokens; `slower`: that at lower "
+        "rates. Two arms of `long` with over 90% of the latents dead are left out, for which two "
+        "in another order of the data stand. x axes differ."
+    ),
+    "width": (
+        "One seed. `wide`: 16,384 latents; `wide-long`: these with 2.5 times the tokens, lower "
+        "rates and another start of ReLU; `wide-start`: one start and one rate in all cells. Arms "
+        "of `wide` with over 90% of the latents dead are left out, all of one cell and one of "
+        "another. x axes differ."
     ),
     "effects": (
         "Main effects of one seed: no intervals. No verdict: learning rates do not fit (above)."
@@ -390,8 +404,11 @@ CAPTIONS = {
 def figures(results: Results) -> dict[str, Figure]:
     """FVU and the share of L0 in frequent latents against L0, a column a part; main effects."""
     table = _measured(results)
-    rows = {part: table[table["part"] == part] for part in PARTS}
-    drawn = {"frontiers": frontiers({part: each for part, each in rows.items() if len(each)})}
+    drawn = {}
+    for name, wide in (("frontiers", False), ("width", True)):
+        shown = [part for part in PARTS if part == BASE or part.startswith("wide") == wide]
+        rows = {part: table[table["part"] == part] for part in shown}
+        drawn[name] = frontiers({part: each for part, each in rows.items() if len(each)})
     if len(found := measured_effects(table)):
         without = {part: f"{part} (no verdict)" for part in unfit(table, PARTS[1:], BASE)}
         drawn["effects"] = effects(found.replace({"way": without}), tuple(SPREAD))

@@ -12,10 +12,9 @@ import torch
 from ablations import factorial, scale
 from ablations._fallen import described, fallen
 from ablations._lines import cell
-from ablations._starts import OffsetReLUSAE
 from architectures import JumpReLUSAE
 from sae_bench.ablation import Finished
-from sae_bench.activations import JumpReLU, LogThreshold
+from sae_bench.activations import JumpReLU, LogThreshold, ReLU
 from sae_bench.arm import Arm
 from sae_bench.files import write_table
 from sae_bench.kernels import Rectangle
@@ -26,6 +25,7 @@ from tests.ablations.test_factorial import synthetic
 from tests.grids import tensor_cache
 
 STUDY = scale.PRESETS["study"]
+WIDE = ("long", "start")
 NONE = pd.DataFrame()
 
 
@@ -45,13 +45,14 @@ def test_parts_differ_from_the_factorial_in_one_thing() -> None:
         "wide": ["d_sae"],
         "long": ["data", "recipe", "again"],
         "slower": ["data", "recipe", "tuned"],
-        "wide-long": ["data", "d_sae", "recipe", "settings", "tuned", "offset"],
+        "wide-long": ["data", "d_sae", "recipe", "settings", "tuned", "offsets"],
+        "wide-start": ["data", "d_sae", "recipe", "settings", "tuned", "offsets"],
     }
     longer, recipe = parts["long"].recipe, base.recipe
     assert (longer.tokens, longer.lr_decay) == (10 * recipe.tokens, 10 * recipe.lr_decay)
     assert parts["slower"].recipe == longer
     sizes = {name: len(scale.arms(part)) for name, part in parts.items()}
-    assert sizes == dict.fromkeys(parts, 24) | {"long": 26, "wide-long": 16}
+    assert sizes == dict.fromkeys(parts, 24) | {"long": 26, "wide-long": 16, "wide-start": 16}
 
 
 def test_two_arms_are_trained_in_another_order() -> None:
@@ -73,21 +74,33 @@ def test_slower_divides_learning_rates_alone() -> None:
         assert (slow.slots, slow.seed) == (fast.slots, fast.seed)
 
 
-def test_the_wide_part_is_slower_and_its_relu_starts_below_zero() -> None:
-    part = STUDY.parts()["wide-long"]
+@pytest.mark.parametrize(("name", "jumprelu", "times"), [("long", False, 2), ("start", True, 8)])
+def test_wide_parts_are_slower_and_start_where_few_latents_fire(
+    name: str, jumprelu: bool, times: float
+) -> None:
+    part = STUDY.parts()[f"wide-{name}"]
     made = scale.arms(part)
-    assert {arm.architecture for arm in made} == {OffsetReLUSAE, JumpReLUSAE}
     for arm in made:
-        relu = arm.architecture is OffsetReLUSAE
-        assert arm.recipe.lr == pytest.approx(8e-3 / (8 if relu else 2))
-        assert arm.slots.get("offset") == (0.075 if relu else None)
+        activation, below = arm.slots["activation"], arm.slots.get("offset")
+        if activation == ReLU():
+            assert (arm.recipe.lr, below) == (pytest.approx(1e-3), 0.075)
+        elif jumprelu:
+            assert activation.form.start + below == pytest.approx(0.075)
+            assert arm.recipe.lr == pytest.approx(8e-3 / times)
+        else:
+            assert (arm.recipe.lr, below) == (pytest.approx(8e-3 / times), None)
     named = cell(pd.DataFrame([{"architecture": arm.name, **_slots(arm)} for arm in made]))
     assert named.value_counts().to_dict() == dict.fromkeys(part.lines, 4)
 
 
+def test_both_wide_parts_share_their_arms_of_relu() -> None:
+    long, start = ({arm.key for arm in scale.arms(STUDY.parts()[f"wide-{name}"])} for name in WIDE)
+    assert len(long & start) == 8
+
+
 def _slots(arm: Arm) -> dict[str, str | None]:
     penalty, kernel = arm.slots["penalty"], arm.slots["kernel"]
-    windowed = arm.architecture is JumpReLUSAE or penalty.through_step
+    windowed = arm.slots["activation"].trains_threshold or penalty.through_step
     return {"penalty": penalty.label, "kernel": kernel.label if windowed else None}
 
 
@@ -146,7 +159,7 @@ def test_the_answer_says_what_survives() -> None:
     (against,) = [each for each in said if each.startswith("  wide against base")]
     assert "ReLU + L1 -20.0%; " in against
     assert "JumpReLU + L1 (theta) -11." in against
-    assert said[-1] == "Not run: long, slower, wide-long."
+    assert said[-1] == "Not run: long, slower, wide-long, wide-start."
 
 
 def test_collapsed_arms_are_left_out_and_named() -> None:
@@ -171,7 +184,7 @@ def test_a_part_that_lost_a_cell_is_not_compared() -> None:
     table.loc[lost, "dead"] = 0.95
     said = scale.answer(results).splitlines()
     assert "Not compared, since a cell has no arm left: wide." in said
-    assert said[-1] == "Not run: long, slower, wide-long."
+    assert said[-1] == "Not run: long, slower, wide-long, wide-start."
     assert "Place by place, wide:" not in said
     assert set(scale.contrasts(results)["way"]) == {"base", "layer-5"}
     scale.figures(results)
@@ -240,5 +253,7 @@ def test_nothing_without_the_base() -> None:
 
 def test_a_column_of_panels_for_each_part() -> None:
     drawn = scale.figures(planted())
-    assert [axes.get_title() for axes in drawn["frontiers"].axes[:3]] == list(scale.PARTS[:3])
+    titles = {name: [axes.get_title() for axes in drawn[name].axes[:2]] for name in scale.CAPTIONS}
+    assert titles["frontiers"] == ["base", "layer-5"]
+    assert titles["width"] == ["base", "wide"]
     assert len(drawn["effects"].axes) == 2

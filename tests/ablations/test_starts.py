@@ -6,6 +6,7 @@ from torch.distributions import Normal
 
 from ablations._starts import OffsetReLUSAE, offset
 from architectures import JumpReLUSAE, ReLUSAE
+from sae_bench.activations import JumpReLU, LogThreshold
 from sae_bench.arm import Arm
 from sae_bench.penalties import L1
 from sae_bench.recipe import Recipe
@@ -36,5 +37,13 @@ def test_arms_keep_all_else() -> None:
     made = offset(relu, 0.5)
     assert {**made.slots} == {**relu.slots, "offset": 0.5}
     assert (made.d_sae, made.recipe, made.seed) == (relu.d_sae, relu.recipe, relu.seed)
-    jumprelu = Arm(JumpReLUSAE, 32, recipe)
-    assert offset(jumprelu, 0.5) is jumprelu
+
+
+def test_jumprelu_fires_above_both() -> None:
+    x = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(0)) * SIGMA
+    slots = {"activation": JumpReLU(LogThreshold(0.1))}
+    made = offset(Arm(JumpReLUSAE, D_SAE, Recipe(tokens=1_000, batch_size=100), slots=slots), 0.15)
+    sae = made.build(D_IN)
+    assert set(sae.slots) == {*JumpReLUSAE.slot_defaults(), "offset"}
+    fired = sae.latents(x).f > 0
+    torch.testing.assert_close(fired, x @ sae.W_dec.T > 0.25)
