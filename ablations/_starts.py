@@ -16,11 +16,12 @@ from sae_bench.sae import SparseAutoencoder
 class OffsetReLUSAE(ReLUSAE):
     """ReLU SAE whose encoder biases start at -offset, in units of pre, and are free afterwards.
 
-    At the start f_i = max(w_i . x - offset, 0) with w_i a unit row of W_dec, in random directions.
-    Where w_i . x is about N(0, sigma^2) with sigma^2 = E||x||^2 / d_in,
-    E[x_hat] = (d_sae / d_in) Q(offset / sigma) x, with Q the normal upper tail. Without an offset
-    that is x at d_sae = 2 d_in, and d_sae / (2 d_in) times x in general: 14 times for 16,384
-    latents of 576 dimensions, from where all codes fall at once and overshoot to L0 of about 0.
+    At the start pre_i = w_i . z - offset with z = x - b_dec and w_i a unit row of W_dec, in random
+    directions: w_i . z is about N(0, sigma^2) with sigma^2 = ||z||^2 / d_in. A latent fires with
+    probability Q(offset / sigma), the normal upper tail, and E[x_hat - b_dec] =
+    (d_sae / d_in) Q(offset / sigma) z. Without an offset that is d_sae / (2 d_in) z: 14 z for
+    16,384 latents of 576 dimensions, from where all codes fall at once and overshoot to L0 of about
+    0. With one the factor differs between tokens.
     """
 
     offset: float = 0.0
@@ -33,7 +34,9 @@ class OffsetReLUSAE(ReLUSAE):
 
 
 class OffsetJumpReLUSAE(OffsetReLUSAE):
-    """JumpReLU SAE with that start: a latent fires where w_i . x > offset + theta."""
+    """JumpReLU SAE with that start: a latent fires where w_i . z > offset + theta =: c, and
+    E[x_hat - b_dec] = (d_sae / d_in) (Q(c / sigma) + (theta / sigma) phi(c / sigma)) z, more than
+    with ReLU where the same latents fire."""
 
     activation: Activation = JumpReLUSAE.activation
     penalty: Penalty = JumpReLUSAE.penalty

@@ -53,8 +53,8 @@ def against(table: pd.DataFrame, part: str, base: str) -> dict[str, Interval]:
 
 
 def unfit(table: pd.DataFrame, parts: Iterable[str], base: str) -> dict[str, str]:
-    """The parts whose rates do not fit, and why: a cell does not reach L0 32, has over `FITTING` of
-    its latents dead there, or a higher FVU than in `base`.
+    """The parts whose rates do not fit, and why: a cell has no arm, does not reach L0 32, has over
+    `FITTING` of its latents dead there, or a higher FVU than in `base`.
 
     Args:
         table: what `prepared` gives, with its parts.
@@ -62,8 +62,10 @@ def unfit(table: pd.DataFrame, parts: Iterable[str], base: str) -> dict[str, str
         base: what they are compared with.
     """
     found = {}
+    cells = set(table.loc[table["part"] == base, "cell"])
     for part in parts:
-        why = []
+        kept = set(table.loc[table["part"] == part, "cell"])
+        why = [f"no arm of {cell} is left" for cell in CELLS if kept and cell in cells - kept]
         for cell, rows in table[table["part"] == part].groupby("cell"):
             dead = float(matched(rows, "log_l0", "dead", [math.log(32)], "cell").iloc[0, 0])
             if math.isnan(dead):

@@ -161,7 +161,7 @@ def effects(
             np.arange(len(names)) + shift,
             xerr=np.nan_to_num(ends.clip(min=0)) if np.isfinite(ends).any() else None,
             fmt=MARKERS[index],
-            color=COLOURS[(0, 2, 4, 5)[index % 4]],
+            color=COLOURS[(0, 2, 4, 5, 6, 3, 1)[index % len(COLOURS)]],
             markersize=3.5,
             linewidth=0,
             elinewidth=1.2,

@@ -45,5 +45,9 @@ def test_jumprelu_fires_above_both() -> None:
     made = offset(Arm(JumpReLUSAE, D_SAE, Recipe(tokens=1_000, batch_size=100), slots=slots), 0.15)
     sae = made.build(D_IN)
     assert set(sae.slots) == {*JumpReLUSAE.slot_defaults(), "offset"}
-    fired = sae.latents(x).f > 0
-    torch.testing.assert_close(fired, x @ sae.W_dec.T > 0.25)
+    f = sae.latents(x).f
+    torch.testing.assert_close(f > 0, x @ sae.W_dec.T > 0.25)
+    x_hat, at = sae.decode(f).detach(), torch.tensor(0.25 / SIGMA)
+    slope = float((x_hat * x).sum() / x.square().sum())
+    tail, density = 1 - float(Normal(0, 1).cdf(at)), float(Normal(0, 1).log_prob(at).exp())
+    assert slope == pytest.approx(D_SAE / D_IN * (tail + 0.1 / SIGMA * density), rel=0.1)
