@@ -286,7 +286,11 @@ def _unjudged(found: pd.DataFrame) -> Iterator[str]:
     for outcome in BESIDE:
         for side in ("A", "B"):
             parts = found[found["outcome"] == outcome.name].groupby("way", sort=False)
-            shown = "; ".join(f"{part} {_sized(rows, outcome, side)}" for part, rows in parts)
+            shown = "; ".join(
+                f"{part} {_sized(rows, outcome, side)}"
+                for part, rows in parts
+                if rows["places"].iloc[0]
+            )
             yield f"  {SIDES[side]}, {outcome.name} (not judged): {shown}."
 
 
