@@ -99,7 +99,7 @@ extract; a part is some 4 minutes to measure. `wide-long` has 16 arms of about 4
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -109,34 +109,20 @@ from matplotlib.figure import Figure
 from ablations import factorial
 from ablations._fallen import described, fallen
 from ablations._lines import LINES, TUNED, prepared
-from ablations._outcomes import FREQUENT, FVU, LOSS, OTHER_BOUNDS, PLACES, with_shares
+from ablations._outcomes import FVU, PLACES, with_shares
 from ablations._places import levels
+from ablations._scale_effects import OUTCOMES, SHARE, SPREAD, judged, unjudged
 from ablations._scale_figures import effects, frontiers
-from ablations._squares import SIDES, WAYS, by_place, is_share
+from ablations._squares import WAYS, by_place
 from ablations._starts import offset
-from ablations._survival import FITTING, against, survives, unfit
+from ablations._survival import FITTING, against, unfit
 from ablations.factorial import Factorial
 from sae_bench.ablation import Data, Preset
 from sae_bench.arm import Arm
-from sae_bench.contrasts import Outcome, at_each_place, compare, intervals
+from sae_bench.contrasts import at_each_place, compare, intervals
 from sae_bench.results import Results
 
 WAY, SQUARE = next(iter(WAYS.items()))
-SHARE = FREQUENT[0]
-SPREAD = {FVU: 0.01, SHARE: 0.03}
-"""Main effects up to which may be none."""
-SIMPLE = {
-    "A": {"A without B": "under L1", "A with B": "under L0"},
-    "B": {"B without A": "with ReLU", "B with A": "with JumpReLU"},
-}
-"""The simple effects behind each main effect."""
-JUDGED = SPREAD | dict.fromkeys(OTHER_BOUNDS, SPREAD[SHARE])
-BESIDE = (
-    LOSS,
-    next(each for each in FREQUENT if (each.y, each.x) == ("above_10pct", "log_l0")),
-)
-"""Outcomes that were not stated before the run."""
-OUTCOMES = (*JUDGED, *BESIDE)
 BASE = "base"
 PARTS = (BASE, "layer-5", "wide", "long", "slower", "wide-long", "wide-start")
 FIRES = 0.075
@@ -246,54 +232,6 @@ def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def _words(outcome: Outcome, effect: float) -> str:
-    return f"{100 * effect:+.1f} points" if is_share(outcome) else f"{np.expm1(effect):+.1%}"
-
-
-def _sized(found: pd.DataFrame, outcome: Outcome, side: str) -> str:
-    """A main effect of one part, and the simple effects behind it."""
-    known = found.set_index("contrast")
-    simple = ", ".join(
-        f"{_words(outcome, float(known.loc[name, 'mean']))} {words}"
-        for name, words in SIMPLE[side].items()
-    )
-    places = int(known["places"].iloc[0])
-    return f"{_words(outcome, float(known.loc[side, 'mean']))} ({simple}; {places} places)"
-
-
-def _judged(found: pd.DataFrame, without: Iterable[str]) -> Iterator[str]:
-    """Every main effect in every part, and what becomes of it; no verdict on parts `without`."""
-    for outcome, least in JUDGED.items():
-        for side in ("A", "B"):
-            rows = found[(found["outcome"] == outcome.name) & (found["contrast"] == side)]
-            rows = rows.set_index("way")
-            base = float(rows.loc[BASE, "mean"])
-            if not rows.loc[BASE, "places"]:
-                continue
-            shown = []
-            for part, effect in rows["mean"].items():
-                of_part = found[(found["outcome"] == outcome.name) & (found["way"] == part)]
-                shown.append(f"{part} {_sized(of_part, outcome, side)}")
-                if part in without:
-                    shown[-1] += ": no verdict"
-                elif part != BASE:
-                    shown[-1] += f": {survives(float(effect), base, least)}"
-            yield f"  {SIDES[side]}, {outcome.name}: {'; '.join(shown)}."
-
-
-def _unjudged(found: pd.DataFrame) -> Iterator[str]:
-    """Main effects on what was not stated before the run."""
-    for outcome in BESIDE:
-        for side in ("A", "B"):
-            parts = found[found["outcome"] == outcome.name].groupby("way", sort=False)
-            shown = "; ".join(
-                f"{part} {_sized(rows, outcome, side)}"
-                for part, rows in parts
-                if rows["places"].iloc[0]
-            )
-            yield f"  {SIDES[side]}, {outcome.name} (not judged): {shown}."
-
-
 def _trained(results: Results) -> pd.DataFrame:
     return with_shares(prepared(results.table), results.frequencies)
 
@@ -344,8 +282,8 @@ def answer(results: Results) -> str:
         f"cell has over {FITTING:.0%} dead at L0 32, or a higher FVU than in {BASE} at equal L0):"
     ]
     said += [
-        *_judged(found, without),
-        *_unjudged(found),
+        *judged(found, without, BASE),
+        *unjudged(found),
         *_reached(found),
         *(f"  Rates do not fit {part}: {why}." for part, why in without.items()),
         *_beside_base(table),

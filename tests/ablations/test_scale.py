@@ -12,6 +12,7 @@ import torch
 from ablations import factorial, scale
 from ablations._fallen import described, fallen
 from ablations._lines import cell
+from ablations._survival import survives
 from architectures import JumpReLUSAE
 from sae_bench.ablation import Finished
 from sae_bench.activations import JumpReLU, LogThreshold, ReLU
@@ -122,7 +123,7 @@ def _differs(one: object, other: object, name: str) -> bool:
     ],
 )
 def test_words(effect: float, base: float, word: str) -> None:
-    assert scale.survives(effect, base, least=0.01) == word
+    assert survives(effect, base, least=0.01) == word
 
 
 def planted() -> Results:
@@ -184,6 +185,8 @@ def test_a_part_that_lost_a_cell_is_not_compared() -> None:
     table.loc[lost, "dead"] = 0.95
     said = scale.answer(results).splitlines()
     assert "Not compared, since a cell has no arm left: wide." in said
+    gone = "no arm of ReLU + L1 is left, no arm of ReLU + L0 (input) is left"
+    assert f"  Rates do not fit wide: {gone}." in said
     assert said[-1] == "Not run: long, slower, wide-long, wide-start."
     assert "Place by place, wide:" not in said
     assert set(scale.contrasts(results)["way"]) == {"base", "layer-5"}
@@ -206,6 +209,15 @@ def test_no_verdict_where_rates_do_not_fit(column: str, value: float, why: str) 
     assert reason.count(",") == 0
     verdicts = re.findall(r"layer-5 [^)]*places\): ([^.;]*)", "\n".join(said))
     assert set(verdicts) == {"no verdict"}
+
+
+def test_a_part_without_a_common_place_is_not_told() -> None:
+    results = planted()
+    table = results.table
+    table.loc[table["part"] == "wide", "delta_lm_loss"] = np.nan
+    told = [each for each in scale.answer(results).splitlines() if "LM loss at matched L0" in each]
+    assert told
+    assert all("layer-5" in each and "wide" not in each and "nan" not in each for each in told)
 
 
 def test_no_verdict_where_a_cell_is_not_dense_enough_to_be_judged() -> None:
