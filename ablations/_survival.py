@@ -1,7 +1,7 @@
 """Whether a conclusion of one setting survives in another, and where that cannot be told."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,9 @@ def against(table: pd.DataFrame, part: str, base: str) -> dict[str, Interval]:
     return made
 
 
-def unfit(table: pd.DataFrame, parts: Iterable[str], base: str) -> dict[str, str]:
+def unfit(
+    table: pd.DataFrame, parts: Iterable[str], base: str, tuned: Container[str] = ()
+) -> dict[str, str]:
     """The parts whose rates do not fit, and why: a cell has no arm, does not reach L0 32, has over
     `FITTING` of its latents dead there, or a higher FVU than in `base`.
 
@@ -60,6 +62,7 @@ def unfit(table: pd.DataFrame, parts: Iterable[str], base: str) -> dict[str, str
         table: what `prepared` gives, with its parts.
         parts: that are judged.
         base: what they are compared with.
+        tuned: parts with rates of their own from trials, for which dead latents are no bar.
     """
     found = {}
     cells = set(table.loc[table["part"] == base, "cell"])
@@ -70,7 +73,7 @@ def unfit(table: pd.DataFrame, parts: Iterable[str], base: str) -> dict[str, str
             dead = float(matched(rows, "log_l0", "dead", [math.log(32)], "cell").iloc[0, 0])
             if math.isnan(dead):
                 why.append(f"L0 32 is not reached in {cell}")
-            elif dead > FITTING:
+            elif dead > FITTING and part not in tuned:
                 why.append(f"{dead:.0%} dead at L0 32 in {cell}")
         worse = {cell: each for cell, each in against(table, part, base).items() if each.mean > 0}
         why += [f"FVU {each.percent()} in {cell}" for cell, each in worse.items()]

@@ -113,144 +113,27 @@ extract; a part is some 4 minutes to measure. `wide-long` has 16 arms of about 4
 `wide-start` 8 beside them.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations import factorial
 from ablations._fallen import described, fallen
-from ablations._lines import LINES, TUNED, prepared
+from ablations._lines import prepared, trials
 from ablations._outcomes import FVU, PLACES, with_shares
 from ablations._places import levels
 from ablations._scale_effects import OUTCOMES, SHARE, SPREAD, judged, unjudged
 from ablations._scale_figures import effects, frontiers
-from ablations._squares import WAYS, by_place
-from ablations._starts import offset
+from ablations._scale_settings import BASE, PARTS, PRESETS, RETUNED, SQUARE, WAY, WIDE, arms
+from ablations._squares import by_place
 from ablations._survival import FITTING, against, unfit
-from ablations._unfired import unfired
-from ablations.factorial import TEXT, Factorial
-from architectures import JumpReLUSAE
-from sae_bench.ablation import Data, Preset
-from sae_bench.arm import Arm
+from ablations._unfired import EACH, unfired
 from sae_bench.contrasts import at_each_place, compare, intervals
 from sae_bench.results import Results
-from sae_bench.text import After
 
-WAY, SQUARE = next(iter(WAYS.items()))
-BASE = "base"
-PARTS = (BASE, "layer-5", "wide", "long", "slower", "wide-long", "wide-start")
-FIRES = 0.075
-"""w_i . (x - b_dec) above which latents fire at the start: some 2.6 standard deviations."""
-START = {
-    name: TUNED[name][0].start for name in SQUARE.cells if LINES[name].architecture is JumpReLUSAE
-}
-"""Where thresholds start."""
-ALIKE = tuple((name, round(FIRES - START.get(name, 0.0), 3)) for name in SQUARE.cells)
-"""Offsets with which the same latents fire at the start of all cells."""
 COLLAPSED = 0.9
 """Share of dead latents above which an arm is left out."""
-
-
-@dataclass(frozen=True)
-class Core(Factorial):
-    """The four cells.
-
-    Args:
-        offsets: of lines whose encoder biases start below 0, and by how much.
-        again: lines and places of settings that are trained in another order of the data, too.
-    """
-
-    offsets: tuple[tuple[str, float], ...] = ()
-    again: tuple[tuple[str, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class Elsewhere(Core):
-    """A preset with what else is tried.
-
-    Args:
-        site: the other one.
-        width: the other number of latents.
-        times: as many training tokens.
-        cached: times as many cached tokens.
-    """
-
-    site: str = "layers.5.resid_post"
-    width: int = 16_384
-    times: int = 10
-    cached: int = 5
-
-    def parts(self) -> dict[str, Preset]:
-        """The factorial's own setting, then the others."""
-        data = self.data
-        assert isinstance(data, Data)
-        more, longer = data.replace(tokens=self.cached * data.tokens), float(self.times)
-        long = self.replace(data=more, recipe=self.recipe.stretched(longer))
-        wider = self.replace(
-            d_sae=self.width,
-            data=more,
-            recipe=self.recipe.stretched(self.cached / 2).replace(lr_warmup=200),
-            settings=self.settings[1:5],
-        )
-        others = (
-            self,
-            self.replace(data=data.replace(site=self.site)),
-            self.replace(d_sae=self.width),
-            long.replace(again=(("ReLU + L1", 1), ("JumpReLU + L1 (theta)", 4))),
-            long.replace(tuned=tuple((each.slower(math.sqrt(longer)),) for (each,) in self.tuned)),
-            wider.replace(
-                tuned=tuple(
-                    (each.slower(2.0 if name in START else 8.0),)
-                    for name, (each,) in zip(LINES, self.tuned, strict=True)
-                ),
-                offsets=tuple((name, FIRES) for name in self.lines if name not in START),
-            ),
-            wider.replace(
-                tuned=tuple((each.slower(8.0),) for (each,) in self.tuned),
-                offsets=ALIKE,
-            ),
-        )
-        return dict(zip(PARTS, others, strict=True))
-
-
-def arms(preset: Core) -> list[Arm]:
-    """Those of the factorial, with their start, and those trained again."""
-    made, offsets = [], dict(preset.offsets)
-    for name in preset.lines:
-        of_line = factorial.arms(preset.replace(lines=(name,)))
-        made += [offset(arm, offsets[name]) if name in offsets else arm for arm in of_line]
-    for line, index in preset.again:
-        one = preset.replace(lines=(line,), settings=(index,))
-        made += [
-            replace(arm, recipe=arm.recipe.replace(data_seed=1 + arm.recipe.data_seed))
-            for arm in factorial.arms(one)
-        ]
-    return made
-
-
-PRESETS = {
-    "study": Elsewhere(
-        data=factorial.STUDY.data,
-        d_sae=factorial.STUDY.d_sae,
-        recipe=factorial.STUDY.recipe,
-        seeds=(3,),
-        lines=SQUARE.cells,
-    ),
-    "tuning": Core(
-        data=Data(text=After(TEXT, 4_700), tokens=131_072, lm_tokens=0),
-        d_sae=16_384,
-        recipe=factorial.RECIPE.replace(lr_warmup=200),
-        seeds=(100,),
-        lines=SQUARE.cells,
-        settings=(2, 4),
-        tuned=tuple(tuple(each.slower(by) for by in (4, 8, 16)) for (each,) in TUNED.values()),
-        offsets=ALIKE,
-    ),
-}
 
 
 def _whole(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -272,7 +155,10 @@ def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _trained(results: Results) -> pd.DataFrame:
-    return with_shares(prepared(results.table), results.frequencies)
+    table = with_shares(prepared(results.table), results.frequencies)
+    if UNFIRED not in results.further:
+        return table
+    return table.merge(results.further[UNFIRED], on=["part", "arm"], how="left")
 
 
 def _measured(results: Results) -> pd.DataFrame:
@@ -300,25 +186,32 @@ def _beside_base(table: pd.DataFrame) -> Iterator[str]:
 
 def _levels(table: pd.DataFrame) -> Iterator[str]:
     """Dead latents, and the share of L0 in frequent ones, of each cell in each part."""
-    for name, outcome in (("dead latents", "dead"), ("share of L0 above 10%", SHARE.y)):
+    for name, outcome in (
+        ("dead latents", "dead"),
+        (f"latents that never fire in {EACH} tokens a latent", UNFIRED),
+        ("share of L0 above 10%", SHARE.y),
+    ):
         for part in PARTS:
-            if len(rows := table[table["part"] == part]):
+            rows = table[table["part"] == part]
+            if outcome in rows and rows[outcome].notna().any():
                 yield f"  {part}, {name} {levels(rows, outcome, 'cell', PLACES)}."
 
 
 def answer(results: Results) -> str:
-    """Main effects of each part and whether they survive, then simple effects place by place."""
+    """Main effects of each part and whether they survive, then simple effects place by place;
+    without `BASE`: FVU at L0 40 of each line and rate."""
     table = _measured(results)
     found = measured_effects(table)
     if found.empty or BASE not in set(found["way"]):
-        return ""
-    without = unfit(table, PARTS[1:], BASE)
+        return trials(table).to_string(index=False)
+    without = unfit(table, PARTS[1:], BASE, RETUNED)
     said = [
         f"Main effects in the 2x2 with {WAY.removesuffix('*')}, one seed, means over common places "
         "of L0 (in brackets simple effects); a conclusion survives with the same sign and at least "
         "half the size, and is not decided where that hangs on less than a point (FVU) or three "
         "(shares), within which a difference may be none; no verdict where rates do not fit (a "
-        f"cell has over {FITTING:.0%} dead at L0 32, or a higher FVU than in {BASE} at equal L0):"
+        f"cell has over {FITTING:.0%} dead at L0 32, if they are from no trials of its own, or a "
+        f"higher FVU than in {BASE} at equal L0):"
     ]
     said += [
         *judged(found, without, BASE),
@@ -366,7 +259,8 @@ def contrasts(results: Results) -> pd.DataFrame:
     return found.assign(l0=np.exp(found.pop("at")))
 
 
-FURTHER = {"thresholds": fallen, "unfired": unfired}
+UNFIRED = "unfired"
+FURTHER = {"thresholds": fallen, UNFIRED: unfired}
 
 
 CAPTIONS = {
@@ -392,12 +286,13 @@ def figures(results: Results) -> dict[str, Figure]:
     """FVU and the share of L0 in frequent latents against L0, a column a part; main effects."""
     table = _measured(results)
     drawn = {}
-    for name, wide in (("frontiers", False), ("width", True)):
-        shown = [part for part in PARTS if part == BASE or part.startswith("wide") == wide]
+    others = tuple(part for part in PARTS if part not in WIDE)
+    for name, shown in (("frontiers", others), ("width", (BASE, *WIDE))):
         rows = {part: table[table["part"] == part] for part in shown}
         drawn[name] = frontiers({part: each for part, each in rows.items() if len(each)})
     if len(found := measured_effects(table)):
-        without = {part: f"{part} (no verdict)" for part in unfit(table, PARTS[1:], BASE)}
+        lost = unfit(table, PARTS[1:], BASE, RETUNED)
+        without = {part: f"{part} (no verdict)" for part in lost}
         drawn["effects"] = effects(found.replace({"way": without}), tuple(SPREAD))
     return drawn
 

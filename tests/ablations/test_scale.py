@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 
 from ablations import factorial, scale
 from ablations._fallen import described, fallen
-from ablations._lines import cell
+from ablations._lines import CELLS, TUNED, cell
+from ablations._scale_settings import BY, PARTS, RETUNED, WIDE
 from ablations._survival import survives
 from architectures import JumpReLUSAE
-from sae_bench.ablation import Finished
+from sae_bench.ablation import Data, Finished
 from sae_bench.activations import JumpReLU, LogThreshold, ReLU
 from sae_bench.arm import Arm
 from sae_bench.files import write_table
@@ -22,17 +24,17 @@ from sae_bench.kernels import Rectangle
 from sae_bench.penalties import L1
 from sae_bench.results import Results
 from sae_bench.sae import SparseAutoencoder
+from sae_bench.text import After
 from tests.ablations.test_factorial import synthetic
 from tests.grids import tensor_cache
 
 STUDY = scale.PRESETS["study"]
-WIDE = ("long", "start")
 NONE = pd.DataFrame()
 
 
 def test_parts_differ_from_the_factorial_in_one_thing() -> None:
     parts = STUDY.parts()
-    assert tuple(parts) == scale.PARTS
+    assert tuple(parts) == PARTS
     base = parts["base"]
     keys = {arm.key for arm in factorial.arms(factorial.STUDY)}
     assert {arm.key for arm in scale.arms(base)} <= keys
@@ -48,12 +50,13 @@ def test_parts_differ_from_the_factorial_in_one_thing() -> None:
         "slower": ["data", "recipe", "tuned"],
         "wide-long": ["data", "d_sae", "recipe", "settings", "tuned", "offsets"],
         "wide-start": ["data", "d_sae", "recipe", "settings", "tuned", "offsets"],
+        "wide-tuned": ["data", "d_sae", "recipe", "settings", "tuned", "offsets"],
     }
     longer, recipe = parts["long"].recipe, base.recipe
     assert (longer.tokens, longer.lr_decay) == (10 * recipe.tokens, 10 * recipe.lr_decay)
     assert parts["slower"].recipe == longer
     sizes = {name: len(scale.arms(part)) for name, part in parts.items()}
-    assert sizes == dict.fromkeys(parts, 24) | {"long": 26, "wide-long": 16, "wide-start": 16}
+    assert sizes == dict.fromkeys(parts, 24) | {"long": 26} | dict.fromkeys(WIDE[1:], 16)
 
 
 def test_two_arms_are_trained_in_another_order() -> None:
@@ -90,13 +93,31 @@ def test_wide_parts_are_slower_and_start_where_few_latents_fire(
             assert arm.recipe.lr == pytest.approx(8e-3 / times)
         else:
             assert (arm.recipe.lr, below) == (pytest.approx(8e-3 / times), None)
-    named = cell(pd.DataFrame([{"architecture": arm.name, **_slots(arm)} for arm in made]))
-    assert named.value_counts().to_dict() == dict.fromkeys(part.lines, 4)
+    assert Counter(_named(made)) == dict.fromkeys(part.lines, 4)
 
 
 def test_both_wide_parts_share_their_arms_of_relu() -> None:
-    long, start = ({arm.key for arm in scale.arms(STUDY.parts()[f"wide-{name}"])} for name in WIDE)
+    long, start = (
+        {arm.key for arm in scale.arms(STUDY.parts()[f"wide-{name}"])} for name in ("long", "start")
+    )
     assert len(long & start) == 8
+
+
+def test_trials_are_equally_many_in_all_cells_and_of_other_documents() -> None:
+    tuning, start = scale.PRESETS["tuning"], STUDY.parts()["wide-start"]
+    tried = scale.arms(tuning)
+    assert Counter(_named(tried)) == dict.fromkeys(start.lines, 6)
+    rates = {(arm.recipe.lr, arm.recipe.threshold_lr) for arm in scale.arms(start)}
+    assert rates < {(arm.recipe.lr, arm.recipe.threshold_lr) for arm in tried}
+    offsets = {arm.slots["activation"]: arm.slots["offset"] for arm in scale.arms(start)}
+    assert {arm.slots["activation"]: arm.slots["offset"] for arm in tried} == offsets
+    assert {arm.seed for arm in tried}.isdisjoint(arm.seed for arm in scale.arms(start))
+    assert isinstance(tuning.data, Data)
+    assert tuning.data.text == After(factorial.TEXT, 4_700)  # a million tokens end in the 4,607th
+
+
+def _named(arms: list[Arm]) -> pd.Series:
+    return cell(pd.DataFrame([{"architecture": arm.name, **_slots(arm)} for arm in arms]))
 
 
 def _slots(arm: Arm) -> dict[str, str | None]:
@@ -160,7 +181,7 @@ def test_the_answer_says_what_survives() -> None:
     (against,) = [each for each in said if each.startswith("  wide against base")]
     assert "ReLU + L1 -20.0%; " in against
     assert "JumpReLU + L1 (theta) -11." in against
-    assert said[-1] == "Not run: long, slower, wide-long, wide-start."
+    assert said[-1] == "Not run: long, slower, wide-long, wide-start, wide-tuned."
 
 
 def test_collapsed_arms_are_left_out_and_named() -> None:
@@ -187,7 +208,7 @@ def test_a_part_that_lost_a_cell_is_not_compared() -> None:
     assert "Not compared, since a cell has no arm left: wide." in said
     gone = "no arm of ReLU + L1 is left, no arm of ReLU + L0 (input) is left"
     assert f"  Rates do not fit wide: {gone}." in said
-    assert said[-1] == "Not run: long, slower, wide-long, wide-start."
+    assert said[-1] == "Not run: long, slower, wide-long, wide-start, wide-tuned."
     assert "Place by place, wide:" not in said
     assert set(scale.contrasts(results)["way"]) == {"base", "layer-5"}
     scale.figures(results)
@@ -209,6 +230,37 @@ def test_no_verdict_where_rates_do_not_fit(column: str, value: float, why: str) 
     assert reason.count(",") == 0
     verdicts = re.findall(r"layer-5 [^)]*places\): ([^.;]*)", "\n".join(said))
     assert set(verdicts) == {"no verdict"}
+
+
+def test_dead_latents_are_no_bar_where_rates_are_from_trials() -> None:
+    results = planted()
+    table = results.table.replace({"part": {"layer-5": RETUNED[0]}})
+    table.loc[table["part"] == RETUNED[0], "dead"] = 0.2
+    before = scale.answer(Results(table, NONE))
+    table.loc[table["part"] == RETUNED[0], "fvu"] *= 2
+    after = scale.answer(Results(table, NONE))
+    assert f"Rates do not fit {RETUNED[0]}: FVU" not in before
+    assert f"Rates do not fit {RETUNED[0]}: FVU" in after
+    assert "dead at L0 32 in" not in before + after
+
+
+def test_latents_that_never_fire_are_told_where_they_were_counted() -> None:
+    results = planted()
+    here = results.table["part"] == "wide"
+    found = results.table.loc[here, ["part", "arm"]].assign(unfired=0.03)
+    said = scale.answer(Results(results.table, NONE, {"unfired": found})).splitlines()
+    told = [line for line in said if "latents that never fire in 29 tokens a latent" in line]
+    assert len(told) == 1
+    assert told[0].startswith("  wide, ")
+    assert told[0].count("3%, 3%, 3%, 3%") == len(CELLS)
+
+
+def test_the_last_part_has_the_rates_of_its_trials() -> None:
+    part = STUDY.parts()[RETUNED[0]]
+    arms = scale.arms(part)
+    for arm, name in zip(arms, _named(arms), strict=True):
+        assert arm.recipe.lr * BY[name] == pytest.approx(TUNED[name][0].lr)
+        assert arm.recipe.threshold_lr * BY[name] == pytest.approx(TUNED[name][0].threshold_lr)
 
 
 def test_a_part_without_a_common_place_is_not_told() -> None:
@@ -257,10 +309,12 @@ def test_thresholds_of_latents_that_fired(tmp_path: Path) -> None:
     assert said == "  long, JumpReLU + L1: L0 0.6 0.30, 50%."
 
 
-def test_nothing_without_the_base() -> None:
+def test_without_the_base_trials_are_told() -> None:
     results = planted()
-    others = results.table[results.table["part"] != "base"]
-    assert scale.answer(Results(others, NONE)) == ""
+    others = results.table[results.table["part"] == "wide"]
+    columns, *rows = scale.answer(Results(others, NONE)).splitlines()
+    assert columns.split() == ["cell", "lr", "threshold_lr", "activation", "kernel", "fvu"]
+    assert len(rows) == len(CELLS)
 
 
 def test_a_column_of_panels_for_each_part() -> None:
