@@ -12,9 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations._estimators import PULLS, look
+from ablations._estimators import PULL_NAMES, PULLS, look
 from ablations._matched import in_words
 from ablations._places import apart, in_places, intervals_of, levels
+from ablations._relative import relative_fvu
 from ablations._squares import saying
 from ablations._threshold_noise import loglog, text
 from ablations._threshold_training import (
@@ -41,9 +42,7 @@ AT = 32
 """L0 at which FVU is drawn."""
 GONE = 0.5
 """Share of dead latents above which an arm has run away."""
-KINDS = {pull: pull.removeprefix(", ") or "straight-through" for pull in PULLS}
-"""What the lines of a pull are called together."""
-EXACT = KINDS[", exact jump"]
+EXACT = PULL_NAMES[", exact jump"]
 
 
 def line_of(bandwidth: float, pull: str) -> str:
@@ -74,11 +73,11 @@ def effects(table: pd.DataFrame, outcome: Outcome = FVU) -> pd.DataFrame:
     widths, there, found = sorted(set(table["bandwidth"])), set(table["line"]), []
     pairs = [
         (kind, width, line_of(width, pull), line_of(REFERENCE, pull))
-        for pull, kind in KINDS.items()
+        for pull, kind in PULL_NAMES.items()
         for width in widths
         if width != REFERENCE
     ]
-    first, exact = KINDS
+    first, exact = PULL_NAMES
     pairs += [(BETWEEN, width, line_of(width, exact), line_of(width, first)) for width in widths]
     for way, rows_of in list(WAYS.items())[: None if outcome == FVU else 1]:
         rows = rows_of(table)
@@ -90,7 +89,7 @@ def effects(table: pd.DataFrame, outcome: Outcome = FVU) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-BETWEEN = f"{EXACT} against {KINDS['']}"
+BETWEEN = f"{EXACT} against {PULL_NAMES['']}"
 
 
 def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
@@ -235,6 +234,16 @@ def _behaviour(table: pd.DataFrame, seen: pd.DataFrame) -> str:
 # -- figures --------------------------------------------------------------------------------------
 
 
+def relative(table: pd.DataFrame) -> Figure:
+    """FVU against that of the reference at equal L0 and the base rate, a curve a bandwidth:
+    straight-through, and with exact jumps."""
+    rows = frontier(table)
+    rows = rows.assign(width=[line_of(width, "") for width in rows["bandwidth"]])
+    panels = {kind: rows[rows["pull"] == pull] for pull, kind in PULL_NAMES.items()}
+    names = [line_of(width, "") for width in sorted(set(rows["bandwidth"]))]
+    return relative_fvu(panels, "width", names, line_of(REFERENCE, ""))
+
+
 def at_l0_drawn(table: pd.DataFrame) -> Figure:
     """FVU at L0 = AT against eps, at one rate and each line at its own, and at one rate the share
     of L0 in frequent latents: means over seeds with bars that span them. Lines that do not reach
@@ -252,7 +261,9 @@ def at_l0_drawn(table: pd.DataFrame) -> Figure:
             points = _at_line(table, values.iloc[:, 0], pull)
             mean = points.mean(axis=1, skipna=False)
             bars = np.stack([mean - points.min(axis=1), points.max(axis=1) - mean])
-            axes.errorbar(points.index, mean, yerr=bars, label=KINDS[pull], **look("batch" + pull))
+            axes.errorbar(
+                points.index, mean, yerr=bars, label=PULL_NAMES[pull], **look("batch" + pull)
+            )
         _widths(axes, f"{name} at L0 {AT}")
         axes.set_title(way, fontsize=8)
     second.set_ylabel("")
@@ -293,7 +304,7 @@ def _beside(table: pd.DataFrame, seen: pd.DataFrame, drawn: dict[str, str]) -> F
     for (column, title), axes in zip(drawn.items(), figure.axes, strict=True):
         for pull in means.index.unique("pull"):
             part = means.loc[pull]
-            axes.plot(part.index, part[column], label=KINDS[pull], **look("batch" + pull))
+            axes.plot(part.index, part[column], label=PULL_NAMES[pull], **look("batch" + pull))
         _widths(axes, title)
     return plots.legend_below(figure, figure.axes[0])
 

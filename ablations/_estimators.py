@@ -45,6 +45,8 @@ PULLS: Mapping[str, Pull] = {
     "": Pull(StraightThrough(), 1 / 3),
     ", exact jump": Pull(ExactJump(), 1 / 5),
 }
+PULL_NAMES = {pull: pull.removeprefix(", ") or "straight-through" for pull in PULLS}
+"""What the lines of a pull are called together."""
 Make = Callable[[Kernel, Pull, int], Estimator]
 """An estimator of a kernel, a pull and a number of steps T."""
 

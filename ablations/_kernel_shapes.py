@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 
 from ablations._matched import in_words
 from ablations._places import apart, in_places, intervals_of, levels
+from ablations._relative import relative_fvu
 from ablations._threshold_noise import text
 from ablations._threshold_training import DEAD, FVU, PLACES, SHARE, decided, word
 from ablations._windows import EXPLAINED, FLOOR, SEEN, SHAPES
-from sae_bench import bands, plots
 from sae_bench.contrasts import Interval, intervals, matched
 
 REFERENCE = "Rectangle"
@@ -135,14 +135,8 @@ def _behaviour(table: pd.DataFrame, seen: pd.DataFrame) -> str:
     )
 
 
-def frontiers(table: pd.DataFrame) -> Figure:
-    """FVU against L0, a curve a shape, bands over seeds: at equal eps, at equal deviation."""
-    figure = plots.figure(6.8, 2.8, 1, len(WAYS))
-    for way, axes in zip(WAYS, figure.axes, strict=True):
-        rows = compared(table, way)
-        bands.bands(rows, axes, x="l0", y="fvu", by="shape", lines=bands.ordered(SHAPES))
-        bands.logarithmic(axes)
-        axes.set_title(f"at {way}", fontsize=8)
-        axes.legend(fontsize=6, frameon=False)
-    figure.axes[1].set_ylabel("")
-    return figure
+def relative(table: pd.DataFrame) -> Figure:
+    """FVU against the rectangle's at equal L0, a curve a shape: at equal eps, at equal standard
+    deviation."""
+    panels = {f"at {way}": compared(table, way) for way in WAYS}
+    return relative_fvu(panels, "shape", SHAPES, REFERENCE)

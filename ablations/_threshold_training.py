@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations._estimators import LINES, PULLS, STATES, line, look
+from ablations._estimators import LINES, PULL_NAMES, STATES, line, look
 from ablations._lines import prepared
+from ablations._relative import relative_fvu
 from ablations._threshold_measures import MOVED
 from ablations._threshold_noise import loglog, text
 from sae_bench import bands, plots
@@ -324,17 +325,14 @@ def _behaviour(table: pd.DataFrame, further: Mapping[str, pd.DataFrame]) -> str:
 # -- figures --------------------------------------------------------------------------------------
 
 
-def frontiers(table: pd.DataFrame) -> Figure:
-    """FVU against L0 at the base rate, bands over seeds: straight-through and exact jump."""
-    rows = frontier(table)
-    figure = plots.figure(6.8, 2.8, 1, len(PULLS))
-    for pull, axes in zip(PULLS, figure.axes, strict=True):
-        names = [state + pull for state in STATES]
-        bands.bands(rows, axes, x="l0", y="fvu", by="line", lines=bands.ordered(names))
-        bands.logarithmic(axes)
-        axes.legend(fontsize=6, frameon=False)
-    figure.axes[1].set_ylabel("")
-    return figure
+def relative(table: pd.DataFrame) -> Figure:
+    """FVU against the batch estimate's at equal L0 and the base rate, a curve a state:
+    straight-through, and with exact jumps."""
+    rows, panels = frontier(table), {}
+    for pull, kind in PULL_NAMES.items():
+        states = {state + pull: state for state in STATES}
+        panels[kind] = rows.assign(state=rows["line"].map(states))
+    return relative_fvu(panels, "state", STATES, "batch")
 
 
 def effects_drawn(found: pd.DataFrame) -> Figure:

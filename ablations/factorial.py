@@ -59,11 +59,12 @@ arms. On two cores a seed of the cells (36 arms) takes 18 minutes to train, 39 m
 dense: few settings end below a fifth of the latents on before the penalty is there), and 5 to
 measure, nearly all of them 4,096 tokens of language model; a seed of the bridges 17 in all.
 
-The figure `convergence` is of seed 0, the settings that end nearest to L0 = 32 and 128. L0 changes
-along a curve (by up to 10 times), so FVU is not comparable within one; much of what follows 250k
-tokens is the fall of the learning rate, so it does not show what a longer run would reach. Controls
-on the trained ReLU + L1, codes rescaled and thresholds swept after training, are the further table
-`controls`, where it has been made.
+The figures `convergence` and `bridges_convergence` follow, of each line and of three of its seeds
+(cells 0, 3 and 4, bridges 0 to 2), the settings that end nearest to L0 = 32 and 128. L0 changes
+along a curve (by up to 16 times in the cells, 50 in the bridges), so FVU is not comparable within
+one; much of what follows 250k tokens is the fall of the learning rate, so it does not show what a
+longer run would reach. Controls on the trained ReLU + L1, codes rescaled and thresholds swept after
+training, are the further table `controls`, where it has been made.
 """
 
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ from matplotlib.figure import Figure
 
 from ablations._bridges import beside_cells
 from ablations._controls import compared, controlled, controls
-from ablations._convergence import convergence, converging
+from ablations._convergence import CONVERGENCE, convergence, converging
 from ablations._documents import document_noise, noise_in_words
 from ablations._factorial_figures import effects, frequent, frontiers, histograms
 from ablations._lines import (
@@ -332,16 +333,17 @@ CAPTIONS = {
         " seeds: differences of logarithms, or of shares."
     ),
     "controls": "ReLU + L1 changed after training, beside what was trained; two seeds.",
-    "convergence": (
-        "Batches of seed 0, arms that end nearest to L0 32 and 128; L0 changes along a curve."
-    ),
+    "convergence": "The cells. " + CONVERGENCE,
+    "bridges_convergence": "The bridges, beside two of the cells. " + CONVERGENCE,
 }
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """Frontiers with bands over seeds (cells, then bridges), the 2x2s, firing frequencies."""
+    """Frontiers with bands over seeds (cells, then bridges), the 2x2s, firing frequencies, the
+    controls, FVU in training."""
     table = prepared(results.table)
     known = table[table["delta_lm_loss"].isna() | (table["delta_lm_loss"] > FLOOR)]
+    beside = ("ReLU + L1", "JumpReLU + L0 (theta)", *BRIDGES)
     drawn = {
         "fvu_vs_l0": frontiers(table, "fvu", CELLS),
         "delta_lm_loss_vs_l0": frontiers(known, "delta_lm_loss", CELLS),
@@ -350,7 +352,6 @@ def figures(results: Results) -> dict[str, Figure]:
     if table["cell"].isin(CELLS).any():
         drawn["frequency_histograms"] = histograms(table, results.frequencies)
     if table["cell"].isin(BRIDGES).any():
-        beside = ("ReLU + L1", "JumpReLU + L0 (theta)", *BRIDGES)
         drawn["bridges_fvu_vs_l0"] = frontiers(table, "fvu", beside)
         drawn["bridges_delta_lm_loss_vs_l0"] = frontiers(known, "delta_lm_loss", beside)
     if table["seed"].nunique() > 1 and _has_squares(table):
@@ -358,5 +359,7 @@ def figures(results: Results) -> dict[str, Figure]:
     if "controls" in results.further:
         drawn["controls"] = controlled(table, results.further["controls"])
     if "convergence" in results.further:
-        drawn["convergence"] = converging(results.further["convergence"], list(CELLS))
+        histories = results.further["convergence"]
+        drawn["convergence"] = converging(histories, CELLS)
+        drawn["bridges_convergence"] = converging(histories, beside)
     return drawn

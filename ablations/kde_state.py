@@ -53,6 +53,7 @@ from matplotlib.figure import Figure
 
 from ablations import _threshold_noise, _threshold_training
 from ablations._estimators import STEPS, line, lines, panel
+from ablations._relative import RELATIVE
 from ablations._threshold_measures import moved, spread, steps_to, theta_of
 from ablations._threshold_training import (
     TARGET,
@@ -260,10 +261,9 @@ CAPTIONS = {
     "noise_vs_bias": (
         "Late in training, means over latents; along a line eps is 0.005, 0.01, 0.02, 0.04."
     ),
-    "fvu_vs_l0": (
-        "At one learning rate of the thresholds. Curves are means over seeds, bands span "
-        "them, markers are means of a setting. Effects of 1% are below what can be seen "
-        "here."
+    "relative_fvu_vs_l0": (
+        "FVU of each state against that of the batch estimate (0), left straight-through, right "
+        "both with exact jumps, at one learning rate of the thresholds. " + RELATIVE
     ),
     "effects": "Change of log FVU at matched L0 with each state, 95% t-intervals over seeds.",
     "theta_spread": (
@@ -274,13 +274,14 @@ CAPTIONS = {
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """Noise by frequency, noise against bias, frontiers, effects, spread of thresholds."""
+    """Noise by frequency, noise against bias, FVU against the batch estimate, effects, spread of
+    thresholds."""
     drawn: dict[str, Figure] = {}
     if len(found := results.further.get("noise", pd.DataFrame())):
         drawn["noise_by_frequency"] = _threshold_noise.by_frequency(found)
         drawn["noise_vs_bias"] = _threshold_noise.against_bias(found)
     if len(table := trained(_training(results))):
-        drawn["fvu_vs_l0"] = _threshold_training.frontiers(table)
+        drawn["relative_fvu_vs_l0"] = _threshold_training.relative(table)
         if len(effects := _threshold_training.effects(table)):
             drawn["effects"] = _threshold_training.effects_drawn(effects)
     if len(orders := results.further.get("spread", pd.DataFrame())):

@@ -63,7 +63,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations import _bandwidths, _kernel_shapes
-from ablations._lines import BANDS, TUNED
+from ablations._lines import TUNED
+from ablations._relative import RELATIVE
 from ablations._threshold_training import DEAD, FVU, SHARE, base_rate, cells, diverged
 from ablations._windows import SHAPES, named, windows
 from ablations.factorial import STUDY as FACTORIAL
@@ -244,7 +245,15 @@ def answer(results: Results) -> str:
 
 
 CAPTIONS = {
-    "fvu_vs_l0": BANDS,
+    "relative_fvu_vs_l0": (
+        "FVU of each kernel against the rectangle's (0): left all have its eps, right its standard "
+        "deviation. " + RELATIVE
+    ),
+    "bandwidths_relative_fvu_vs_l0": (
+        "FVU of each eps against that of eps 0.02 (0), left straight-through, right both with "
+        "exact jumps, at one rate of the thresholds. Bandwidths that have no range of L0 in common "
+        "with it are left out. " + RELATIVE
+    ),
     "at_l0_vs_eps": (
         "FVU, and the share of L0 in latents above 10%, at one L0 against eps: means over seeds, "
         "bars span them (effects are paired by seed: bars say little of them). Left and right: one "
@@ -266,13 +275,15 @@ CAPTIONS = {
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """Frontiers by shape; FVU, frequent latents, thresholds and samples in windows against eps."""
+    """FVU by L0 against the rectangle and the reference bandwidth; FVU, frequent latents,
+    thresholds and samples in windows against eps."""
     counted = results.further.get("windows", pd.DataFrame())
     drawn = {}
     if len(table := _part(results, SHAPE)):
-        drawn["fvu_vs_l0"] = _kernel_shapes.frontiers(table)
+        drawn["relative_fvu_vs_l0"] = _kernel_shapes.relative(table)
     if len(table := _part(results, BANDWIDTH)):
         table = _bandwidths.lined(table)
+        drawn["bandwidths_relative_fvu_vs_l0"] = _bandwidths.relative(table)
         drawn["at_l0_vs_eps"] = _bandwidths.at_l0_drawn(table)
         if len(counted):
             drawn["thresholds_vs_eps"] = _bandwidths.thresholds_drawn(table, counted)

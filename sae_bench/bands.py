@@ -1,5 +1,6 @@
-"""Figures of paired grids, drawn from tables alone: curves with bands over seeds and labels at
-their ends, effects with intervals, firing frequencies at matched L0."""
+"""Figures of paired grids, drawn from tables alone: curves with bands over seeds, by themselves or
+against one of them, labels at their ends, effects with intervals, firing frequencies at matched L0.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sae_bench.contrasts import interpolate
+from sae_bench.contrasts import common_range, interpolate, matched
 from sae_bench.plots import LABELS, STYLE, Look, plain_numbers
 
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#000000", "#CC79A7", "#009E73")
@@ -51,6 +52,20 @@ def _curves(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray]
     return np.exp(places), np.stack(values)
 
 
+def band(
+    axes: Axes,
+    x: Float[np.ndarray, " n"],
+    values: Float[np.ndarray, "seeds n"],
+    look: Look,
+    label: str | None = None,
+    width: float = 1.2,
+) -> None:
+    """The mean over seeds against x, in a band that spans them."""
+    axes.plot(x, values.mean(0), look.linestyle, color=look.color, linewidth=width, label=label)
+    low, high = values.min(0), values.max(0)
+    axes.fill_between(x, low, high, color=look.color, alpha=0.2, linewidth=0)
+
+
 @mpl.rc_context(STYLE)
 def bands(
     table: pd.DataFrame, axes: Axes, *, x: str, y: str, by: str, lines: Mapping[str, Look]
@@ -68,12 +83,43 @@ def bands(
         places, values = _curves(rows, x, y)
         points = rows.groupby("setting")[[x, y]].mean().sort_values(x)
         if len(places):
-            axes.plot(places, values.mean(0), look.linestyle, color=look.color, linewidth=1.2)
-            axes.fill_between(
-                places, values.min(0), values.max(0), color=look.color, alpha=0.2, linewidth=0
-            )
+            band(axes, places, values, look)
         axes.plot(points[x], points[y], look.marker, color=look.color, markersize=2.8, label=name)
     axes.set(xscale="log", xlabel=TITLES.get(x, x), ylabel=TITLES.get(y, y))
+    plain_numbers(axes.xaxis)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    return axes
+
+
+@mpl.rc_context(STYLE)
+def relative(
+    table: pd.DataFrame, axes: Axes, *, x: str, y: str, by: str, lines: Mapping[str, Look], to: str
+) -> Axes:
+    """Each line against the line `to`: the change of y at equal x in percent, 100 (y / y_to - 1),
+    on a logarithmic x axis; the mean over the seeds that both have, in a band that spans them. A
+    marker stands at the mean log x of a setting of the line; 0 is marked.
+
+    Curves are drawn where all of these seeds of both have been measured, log y interpolated in
+    log x (`contrasts.matched`). Rows whose x or y is not positive have no logarithm.
+    """
+    rows = table[(table[x] > 0) & (table[y] > 0)]
+    logs = rows.assign(**{column: np.log(rows[column]) for column in (x, y)})
+    for name, look in lines.items():
+        pair = logs[logs[by].isin((name, to))]
+        pair = pair[pair.groupby("seed")[by].transform("nunique") == 2]
+        low, high = common_range(pair, x, y, by, (name, to))
+        if not low < high:
+            continue
+        places = np.linspace(low, high, DRAWN)
+        values = matched(pair, x, y, list(places), by)
+        changes = 100 * np.expm1((values.loc[name] - values.loc[to]).to_numpy())
+        band(axes, np.exp(places), changes, look, name)
+        marks = pair[pair[by] == name].groupby("setting")[x].mean()
+        marks = marks[marks.between(low, high)].to_numpy()
+        heights = np.interp(marks, places, changes.mean(0))
+        axes.plot(np.exp(marks), heights, look.marker, color=look.color, markersize=2.8)
+    axes.axhline(0, color="grey", linewidth=0.7)
+    axes.set(xscale="log", xlabel=TITLES.get(x, x))
     plain_numbers(axes.xaxis)
     axes.grid(alpha=0.25, linewidth=0.5)
     return axes
@@ -118,6 +164,7 @@ def label_ends(axes: Axes, *, size: float = 6.5) -> None:
                 "arrowstyle": "-",
                 "color": line.get_color(),
                 "linewidth": 0.4,
+                "relpos": (0, 0.5),
                 "shrinkA": 0,
                 "shrinkB": 2,
             },

@@ -46,6 +46,16 @@ def test_the_bandwidth_that_is_best_is_found() -> None:
     assert "Threshold lr chosen, by the other seeds: eps 0.00063 " in said
 
 
+def test_bandwidths_are_drawn_against_the_default_of_their_pull() -> None:
+    results = planted("bandwidth", narrow_is_noisy, as_dense)
+    panels = kernels.figures(results)["bandwidths_relative_fvu_vs_l0"].axes
+    for axes, size in zip(panels, (0.1, 0.05), strict=True):
+        drawn = {str(line.get_label()): line for line in axes.lines}
+        assert "eps 0.02" not in drawn
+        for eps in ("eps 0.002", "eps 0.2"):
+            assert drawn[eps].get_ydata() == pytest.approx(100 * math.expm1(size), abs=0.5)
+
+
 def test_no_difference_is_said_as_such() -> None:
     said = kernels.answer(planted("bandwidth", nothing, as_dense))
     sentences = [line for line in said.splitlines() if line.startswith("  So, each at its own")]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from ablations import _controls, _documents, factorial
 from ablations._controls import compared
@@ -258,15 +259,23 @@ def test_cells_and_bridges_are_parts() -> None:
     assert list(factorial.PRESETS["pilot"].parts()) == ["cells-0", "cells-1"]
 
 
+def labels(axes: Axes) -> list[str]:
+    return [str(line.get_label()) for line in axes.lines]
+
+
 def test_histories_are_followed_near_two_l0s(folder: Path, finished: Results) -> None:
     part = Finished(STUDY, finished.table, folder, tensor_cache(d_in=16))
     found = convergence(part)
     assert set(found["near"]) == {32, 128}
     assert set(found["cell"]) == set(LINES)
-    assert found.groupby(["near", "cell"])["arm"].nunique().eq(1).all()
+    assert set(found["seed"]) == {0, 1}  # of the cells
+    assert found.groupby(["near", "cell", "seed"])["arm"].nunique().eq(1).all()
     assert found.groupby(["near", "cell"])["tokens"].max().eq(512).all()
     results = Results(finished.table, finished.frequencies, {"convergence": found})
-    assert len(factorial.figures(results)["convergence"].axes) == 2
+    drawn = factorial.figures(results)
+    assert labels(drawn["convergence"].axes[0]) == list(CELLS)
+    for axes in drawn["bridges_convergence"].axes:
+        assert set(BRIDGES) < set(labels(axes))
 
 
 def test_contrasts_over_documents(
@@ -318,19 +327,26 @@ def test_what_is_tuned_is_what_the_published_trials_say() -> None:
         assert mine["fvu"].max() <= (1 + CLOSE) * rows["fvu"].min()
 
 
-def test_convergence_draws_one_seed_a_line() -> None:
-    """Others would join its end to their beginning."""
+def test_convergence_draws_the_mean_and_the_span_of_seeds() -> None:
+    """0.1, 0.2 and 0.6 from seed to seed, a tenth of it near L0 128; a step that one seed has not
+    logged is left out."""
     rows = [
         {"arm": f"{seed}", "cell": "ReLU + L1", "seed": seed, "near": near, "tokens": tokens}
-        | {"l0": 30.0, "fvu": 0.1 + seed}
-        for seed in (3, 0)
+        | {"l0": 30.0, "fvu": fvu if near == 32 else fvu / 10}
+        for seed, fvu in ((3, 0.2), (0, 0.1), (1, 0.6))
         for near in (32, 128)
         for tokens in (512, 1024, 1536)
     ]
-    for axes in converging(pd.DataFrame(rows), ["ReLU + L1"]).axes:
+    panels = converging(pd.DataFrame(rows[:-1]), ["ReLU + L1", "Gated"]).axes
+    for axes, scale, steps in zip(panels, (1, 0.1), ([512, 1024, 1536], [512, 1024]), strict=True):
         (line,) = axes.lines
-        assert list(line.get_xdata()) == [512, 1024, 1536]
-        assert set(line.get_ydata()) == {0.1}
+        assert line.get_label() == "ReLU + L1"
+        assert np.asarray(line.get_xdata()) * 1000 == pytest.approx(steps)
+        assert line.get_ydata() == pytest.approx([0.3 * scale] * len(steps))
+        ends = axes.collections[0].get_paths()[0].vertices[:, 1]
+        assert (ends.min(), ends.max()) == pytest.approx((0.1 * scale, 0.6 * scale))
+        assert axes.get_ylim()[0] < ends.min()
+        assert axes.get_ylim()[1] > ends.max()
 
 
 def test_controls_are_held_against_their_own_seeds() -> None:

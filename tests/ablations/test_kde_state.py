@@ -230,6 +230,16 @@ def test_an_effect_of_state_is_found(effect: float, word: str) -> None:
     assert "Threshold lr chosen" in said
 
 
+def test_states_are_drawn_against_the_batch_estimate_of_their_pull() -> None:
+    """The effect of exact jumps, which the batch estimate has, too, is none here."""
+    table = training_rows(-0.1, exact=-0.2)
+    first, exact = kde_state.figures(Results(table, NONE))["relative_fvu_vs_l0"].axes
+    for axes in (first, exact):
+        drawn = {str(line.get_label()): line for line in axes.lines}
+        assert set(STATES) - set(drawn) == {"batch"}
+        assert drawn["window"].get_ydata() == pytest.approx(100 * math.expm1(-0.1), abs=0.5)
+
+
 def test_rates_are_chosen_by_the_other_seeds_at_equal_l0() -> None:
     table = _threshold_training.trained(training_rows(rate_gain=-0.05))
     gains = _threshold_training.gains(table)
@@ -319,13 +329,7 @@ def test_the_answer_and_the_figures(results: Results, tmp_path: Path) -> None:
     assert "a window over 2 steps leaves" in said
     assert "2 paired seeds" in said
     assert "spread, lr 0.03" in said
-    assert set(kde_state.figures(results)) == {
-        "noise_by_frequency",
-        "noise_vs_bias",
-        "fvu_vs_l0",
-        "effects",
-        "theta_spread",
-    }
+    assert set(kde_state.figures(results)) == set(kde_state.CAPTIONS)
     results.publish("kde_state", tmp_path)
     assert kde_state.answer(Results.published("kde_state", tmp_path)) == said
 

@@ -139,6 +139,16 @@ def test_an_effect_of_shape_is_told_from_one_of_width(
     assert "So, at equal eps: " in said
 
 
+def test_shapes_are_drawn_against_the_rectangle() -> None:
+    """Planted: an effect of width, which is none at equal deviation."""
+    results = planted("shapes", lambda arm: wide(arm.slots["kernel"].kernel), as_dense)
+    panels = kernels.figures(results)["relative_fvu_vs_l0"].axes
+    for axes, size in zip(panels, (100 * (math.sqrt(12) ** 0.1 - 1), 0), strict=True):
+        drawn = {str(line.get_label()): line for line in axes.lines}
+        assert set(SHAPES) - set(drawn) == {"Rectangle"}
+        assert drawn["Gaussian"].get_ydata() == pytest.approx(size, abs=0.3)
+
+
 def test_shapes_without_a_common_range_have_no_answer() -> None:
     def denser(arm: Arm) -> float:
         return 100.0 if isinstance(arm.slots["kernel"].kernel, Triangle) else 1.0
@@ -230,7 +240,7 @@ def test_the_answer_and_the_figures(results: Results, tmp_path: Path) -> None:
     assert "Bandwidth of the rectangle, 2 paired seeds" in said
     assert "hit expected" in said
     drawn = kernels.figures(results)
-    assert set(drawn) == {"fvu_vs_l0", "at_l0_vs_eps", "thresholds_vs_eps", "samples_vs_eps"}
+    assert set(drawn) == set(kernels.CAPTIONS)
     results.publish("kernels", tmp_path)
     assert kernels.answer(Results.published("kernels", tmp_path)) == said
 
@@ -240,4 +250,4 @@ def test_one_part_alone(results: Results, part: str) -> None:
     further = {key: rows[rows["part"] == part] for key, rows in results.further.items()}
     alone = Results(results.table[results.table["part"] == part], NONE, further)
     assert ("Kernel shape" in kernels.answer(alone)) == (part == "shapes")
-    assert len(kernels.figures(alone)) == {"shapes": 1, "bandwidth": 3}[part]
+    assert len(kernels.figures(alone)) == {"shapes": 1, "bandwidth": 4}[part]

@@ -45,6 +45,52 @@ def test_a_curve_is_the_mean_over_seeds_in_a_band_that_spans_them() -> None:
     assert corners[:, 1].min() < y.min() < y.max() < corners[:, 1].max()
 
 
+def against(rows: pd.DataFrame, to: str = "one") -> Axes:
+    axes = plots.figure().axes[0]
+    lines = {"two": plots.Look("red", "o", "-")}
+    return bands.relative(rows, axes, x="l0", y="fvu", by="line", lines=lines, to=to)
+
+
+def paired() -> pd.DataFrame:
+    """y = 1 / x; of line two 10, 20 and 60% more from seed to seed, at other x."""
+    rows = table()
+    second = rows["line"] == "two"
+    l0 = rows["l0"] * np.where(second, 1.5, 1.0)
+    excess = np.where(second, rows["seed"].map({0: 1.1, 1: 1.2, 2: 1.6}), 1.0)
+    return rows.assign(l0=l0, fvu=excess / l0)
+
+
+def test_one_line_against_another_seed_by_seed() -> None:
+    axes = against(paired())
+    curve, points, zero = axes.lines
+    assert curve.get_label() == "two"
+    assert (curve.get_xdata()[0], curve.get_xdata()[-1]) == pytest.approx((18, 80))
+    assert curve.get_ydata() == pytest.approx(30)
+    assert points.get_xdata() == pytest.approx([31.5, 61.5], rel=1e-3)  # others lie outside
+    assert points.get_ydata() == pytest.approx([30, 30])
+    assert list(zero.get_ydata()) == [0, 0]
+    ends = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (ends.min(), ends.max()) == pytest.approx((10, 60))
+    assert axes.get_xscale() == "log"
+
+
+def test_seeds_that_one_line_lacks_are_not_compared() -> None:
+    rows = paired()
+    rows.loc[(rows["line"] == "one") & (rows["seed"] == 2), "fvu"] = np.nan
+    assert against(rows).lines[0].get_ydata() == pytest.approx(15)
+
+
+@pytest.mark.parametrize("rows", [paired().query("line == 'two'"), table().iloc[:0]])
+def test_nothing_to_be_held_against_leaves_the_zero_alone(rows: pd.DataFrame) -> None:
+    assert len(against(rows).lines) == 1
+
+
+def test_lines_without_a_common_range_are_left_out() -> None:
+    rows = paired()
+    rows["l0"] *= np.where(rows["line"] == "two", 100, 1)
+    assert len(against(rows).lines) == 1
+
+
 def test_colours_go_by_place_and_holes_are_skipped() -> None:
     axes = drawn(table(), ("absent", "two"))
     assert {line.get_color() for line in axes.lines} == {bands.COLOURS[1]}
