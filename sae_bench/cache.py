@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 import xxhash
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_bench.annotations import shown, typed
@@ -26,7 +26,7 @@ from sae_bench.folders import cache_root
 from sae_bench.manifest import Manifest
 from sae_bench.models import DTYPES, LanguageModel
 from sae_bench.norms import Huge
-from sae_bench.permutation import Permutation
+from sae_bench.order import Epochs
 from sae_bench.placement import DeviceRows, DiskRows, Placement, Rows, fitting, slices
 from sae_bench.reading import DEFAULT_CONTEXT, Reading
 from sae_bench.shards import Columns, Shard, sum_of_squares
@@ -299,19 +299,17 @@ class ActivationCache(ActivationSource):
         """Batches `start`, `start` + 1, ... of the endless sequence chosen by `seed`: x / s in
         float32, on the device.
 
-        Batch t holds the rows at positions [t B, (t + 1) B) of an endless stream of epochs. An
-        epoch visits each block of rows once, in a pseudo-random order of (seed, epoch); the rows
-        left over when the number of rows is no multiple of the block are not visited.
+        Batch t holds the rows at positions [t B, (t + 1) B) of an endless stream (`Epochs`).
 
         Raises:
             InputError: the cache has fewer rows than one batch, or the seed is negative.
         """
         if seed < 0:
             raise InputError(f"the seed of the order must not be negative, got {seed}")
-        usable = self.rows // self._block * self._block
-        if not 1 <= batch_size <= usable:
+        order = Epochs(self.rows, self._block, seed)
+        if not 1 <= batch_size <= order.usable:
             raise InputError(
-                f"the cache has {usable} usable tokens, fewer tokens than one batch of "
+                f"the cache has {order.usable} usable tokens, fewer tokens than one batch of "
                 f"{batch_size}; build a longer cache or choose a smaller batch"
                 if batch_size > 0
                 else f"batch_size must be positive, got {batch_size}"
@@ -319,20 +317,10 @@ class ActivationCache(ActivationSource):
 
         def fetch(index: int) -> Float[Tensor, "batch d_in"]:
             positions = np.arange(index * batch_size, (index + 1) * batch_size)
-            return self._rows.gather(self._visited(positions, seed)).float() / self.scale
+            return self._rows.gather(order(positions)).float() / self.scale
 
         here = isinstance(self._rows, DeviceRows)
         return map(fetch, count(start)) if here else overlapped(fetch, count(start))
-
-    def _visited(self, positions: Int64[np.ndarray, "k"], seed: int) -> Int64[np.ndarray, "k"]:
-        """The rows at positions of the endless stream of epochs."""
-        blocks = self.rows // self._block
-        epochs, within = np.divmod(positions, blocks * self._block)
-        block, offset = np.divmod(within, self._block)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            block[here] = Permutation(blocks, (seed, int(epoch)))(block[here])
-        return block * self._block + offset
 
     def chunks(self, size: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
         """All rows in stored order, raw (not divided by s), in float32, on the device."""
