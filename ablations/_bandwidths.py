@@ -130,8 +130,8 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
 
 def at_rates(table: pd.DataFrame, outcome: Outcome = FVU) -> pd.DataFrame:
     """The arms of each line's middle coefficient, at every rate, against the base rate's curve of
-    the reference (same pull, same seed) at the arm's own L0: columns line, rate, seed, l0, apart
-    (NaN outside the curve).
+    the reference (same pull, same seed) at the arm's own L0: columns line, pull, bandwidth,
+    rate, seed, l0, apart (NaN outside the curve).
 
     Args:
         table: what `lined` gives.
@@ -147,9 +147,35 @@ def at_rates(table: pd.DataFrame, outcome: Outcome = FVU) -> pd.DataFrame:
         if curve is not None:
             x, y = (curve[column].to_numpy(float) for column in (outcome.x, outcome.y))
             expected = interpolate(x, y, np.array([arm[outcome.x]]))[0]
-            row = {"line": arm["line"], "rate": arm["threshold_lr"], "seed": arm["seed"]}
-            found.append(row | {"l0": arm["l0"], "apart": arm[outcome.y] - expected})
+            row = {name: arm[name] for name in ("line", "pull", "bandwidth", "seed")}
+            found.append(
+                row
+                | {"rate": arm["threshold_lr"], "l0": arm["l0"], "apart": arm[outcome.y] - expected}
+            )
     return pd.DataFrame(found)
+
+
+def rate_effects(table: pd.DataFrame, outcome: Outcome) -> pd.DataFrame:
+    """`at_rates` over seeds: columns outcome, way, against (a kind, as in `effects`), bandwidth,
+    threshold_lr, l0 (mean of the arms), mean, low, high, n; no interval where not all seeds lie
+    inside the curve. Arguments as there."""
+    rows, found = at_rates(table, outcome), []
+    by = ["line", "pull", "bandwidth", "rate"]
+    for (_, pull, width, rate), each in rows.groupby(by, sort=False) if len(rows) else ():
+        apart = each["apart"].to_numpy(float)
+        whole = np.isfinite(apart).all()
+        row = {
+            "outcome": outcome.name,
+            "way": OWN_L0,
+            "against": PULL_NAMES[pull],
+            "bandwidth": width,
+        }
+        row |= {"threshold_lr": rate, "l0": each["l0"].mean()}
+        found.append(row | vars(t_interval(apart if whole else apart[:0])))
+    return pd.DataFrame(found)
+
+
+OWN_L0 = "rates, at the arm's own L0"
 
 
 def _at_rates(table: pd.DataFrame) -> Iterator[str]:
@@ -158,15 +184,19 @@ def _at_rates(table: pd.DataFrame) -> Iterator[str]:
         f"eps {REFERENCE:g} with the same pull at threshold lr {base_rate(table):g}, at the arm's "
         "own L0, which is in brackets; a dash where not all seeds lie inside that curve:"
     )
+    pulls = {kind: pull for pull, kind in PULL_NAMES.items()}
     for outcome in (FVU, SHARE, DEAD):
-        found, say = at_rates(table, outcome), saying(outcome)
-        for line, rows in found.groupby("line", sort=False) if len(found) else ():
-            shown = []
-            for rate, each in rows.groupby("rate"):
-                known = each["apart"].notna().all()
-                effect = say(t_interval(each["apart"].to_numpy(float))) if known else "-"
-                shown.append(f"{rate:g} {effect} (L0 {each['l0'].mean():.0f})")
-            yield f"    {outcome.name.removesuffix(' at matched L0')}, {line}: {', '.join(shown)}."
+        found, say = rate_effects(table, outcome), saying(outcome)
+        by = ["against", "bandwidth"]
+        for (kind, width), rows in found.groupby(by, sort=False) if len(found) else ():
+            shown = ", ".join(
+                f"{r.threshold_lr:g} "
+                f"{say(Interval(r.mean, r.low, r.high, r.n)) if np.isfinite(r.mean) else '-'} "
+                f"(L0 {r.l0:.0f})"
+                for r in rows.sort_values("threshold_lr").itertuples()
+            )
+            line = line_of(width, pulls[kind])
+            yield f"    {outcome.name.removesuffix(' at matched L0')}, {line}: {shown}."
 
 
 def _shares(table: pd.DataFrame, way: str) -> Iterator[str]:

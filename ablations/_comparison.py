@@ -1,13 +1,31 @@
 """What a grid of architectures says: at matched L0, at equal compute, and of common latents."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations._compute import PLACES, at_compute, common_places, gained, sentences
+from ablations._compute import (
+    PLACES,
+    at_compute,
+    at_equal,
+    common_places,
+    gained,
+    longer,
+    sentences,
+)
 from ablations._lines import prepared
-from ablations._matching import AT, EVERY, RANDOM, TOKENS, shares
-from ablations._places import apart, by_place, intervals_of, levels, over, reached
+from ablations._matching import EVERY, RANDOM, TOKENS, common, shares
+from ablations._places import (
+    apart,
+    by_place,
+    in_places,
+    intervals_of,
+    levels,
+    over,
+    reached,
+)
 from ablations._squares import saying
 from sae_bench import plots
 from sae_bench.contrasts import Outcome, Square
@@ -21,6 +39,9 @@ FVU = Outcome("log_fvu", "log_l0", "FVU", LOGS)
 LOSS = Outcome("log_delta_lm_loss", "log_l0", "delta LM loss", LOGS)
 SHARE = Outcome("l0_share_above_10pct", "log_l0", "share of L0 in latents above 10%", LOGS)
 OUTCOMES = (FVU, LOSS, SHARE)
+MATCHING = "latents that match"
+COLUMNS = ["outcome", "of", "to", "l0", "mean", "low", "high", "n"]
+"""Of differences."""
 
 
 def full_budget(table: pd.DataFrame) -> pd.DataFrame:
@@ -64,17 +85,43 @@ def verdict(results: Results) -> str:
             said += [f"  {outcome.name}, {tokens:,.0f} tokens:", *_against(part, outcome)]
     if len(found := further.get("documents", pd.DataFrame())):
         said += _of_documents(found)
-    if table["train_tokens"].nunique() > 1 and (places := common_places(table)):
-        where = ", ".join(map(str, places))
+    if len(spent := _spent(results)):
+        where = ", ".join(map(str, common_places(table)))
         said.append(
             f"  FVU, mean over L0 {where}, at the most compute that an architecture and "
             f"{COMPARED_TO} have both spent:"
         )
-        spent = at_compute(table, further.get("products", pd.DataFrame()))
-        said += [*sentences(spent, COMPARED_TO), f"  {gained(spent)}."]
+        said += [*sentences(at_equal(spent, COMPARED_TO)), f"  {gained(longer(spent))}."]
     if len(found := further.get("matches", pd.DataFrame())):
-        said += _of_latents(found)
+        said += _of_latents(common(found))
     return "\n".join(said)
+
+
+def _spent(results: Results) -> pd.DataFrame:
+    """What `at_compute` gives; nothing where there is one budget or no common place."""
+    table = prepared(results.table)
+    if table["train_tokens"].nunique() < 2 or not common_places(table):
+        return pd.DataFrame()
+    return at_compute(table, results.further.get("products", pd.DataFrame()))
+
+
+def tabulated(results: Results) -> pd.DataFrame:
+    """What `verdict` tells of differences: `differences` at each budget (train_tokens); where there
+    are several, `at_equal` and `longer` in log FVU; and `common` latents, whose outcome is the
+    share of them. Of one seed the differences of the largest budget alone."""
+    table = prepared(results.table)
+    if table["seed"].nunique() < 2:
+        return _alone(full_budget(table))
+    found = [
+        differences(part).assign(train_tokens=tokens)
+        for tokens, part in table.groupby("train_tokens")
+    ]
+    if len(spent := _spent(results)):
+        over_budgets = (at_equal(spent, COMPARED_TO), longer(spent))
+        found += [rows.assign(outcome=FVU.y) for rows in over_budgets]
+    if len(matches := results.further.get("matches", pd.DataFrame())):
+        found.append(common(matches).assign(outcome=MATCHING))
+    return pd.concat([rows for rows in found if len(rows)] or found, ignore_index=True)
 
 
 Pairs = dict[tuple[str, str], pd.DataFrame]
@@ -103,8 +150,7 @@ def differences(full: pd.DataFrame) -> pd.DataFrame:
             if places := reached(found):
                 row = {"outcome": outcome.y, "of": of, "to": to}
                 rows.append(intervals_of(found, places).assign(**row))
-    columns = ["outcome", "of", "to", "l0", "mean", "low", "high", "n"]
-    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+    return pd.concat(rows, ignore_index=True)[COLUMNS] if rows else pd.DataFrame(columns=COLUMNS)
 
 
 def _against(full: pd.DataFrame, outcome: Outcome) -> list[str]:
@@ -138,29 +184,28 @@ def _of_documents(found: pd.DataFrame) -> list[str]:
 
 
 def _of_latents(found: pd.DataFrame) -> list[str]:
+    """What `common` gives, in words."""
     said = ["  Latents whose decoder directions match mutually (cosine above 0.7) in another seed:"]
-    for l0 in AT:
-        same = shares(found, l0)
-        own = ", ".join(_own(found[found["at"] == l0], str(name)) for name in same.index)
+    for l0, rows in found.groupby("near"):
+        own = ", ".join(_own(row) for row in rows[rows["of"] == rows["to"]].itertuples())
         said.append(f"    arms nearest to L0 {l0}: {own}.")
-        every, tokens = (_range(same[column]) for column in (EVERY, TOKENS))
-        said.append(f"      {_across(same)}")
-        chance = f"among random directions at most {same[RANDOM].max():.0%}"
+        said.append(f"      {_across(rows)}")
+        by = {to: part.set_index("of")["mean"] for to, part in rows.groupby("to")}
         said.append(
-            f"      in all arms of the other seeds near that L0 {every}; among centred activations "
-            f"of as many random tokens {tokens}; {chance}."
+            f"      in all arms of the other seeds near that L0 {_range(by[EVERY])}; among centred "
+            f"activations of as many random tokens {_range(by[TOKENS])}; among random directions "
+            f"at most {by[RANDOM].max():.0%}."
         )
     return said
 
 
-def _across(same: pd.DataFrame) -> str:
+def _across(rows: pd.DataFrame) -> str:
     """Which other architecture has the most and the fewest of an architecture's latents."""
-    names = [name for name in same.index if name in same.columns]
-    pairs = {(a, b): float(same.loc[a, b]) for a in names for b in names if a != b}
-    if not pairs:
+    pairs = rows[rows["to"].isin(rows["of"]) & (rows["of"] != rows["to"])].reset_index(drop=True)
+    if pairs.empty:
         return "one architecture alone."
-    (most, fewest) = max(pairs, key=pairs.__getitem__), min(pairs, key=pairs.__getitem__)
-    shown = (f"{pairs[pair]:.0%} of {pair[0]}'s in {pair[1]}" for pair in (most, fewest))
+    ends = pairs.loc[[pairs["mean"].idxmax(), pairs["mean"].idxmin()]]
+    shown = (f"{row.mean:.0%} of {row.of}'s in {row.to}" for row in ends.itertuples())
     return f"between architectures {' down to '.join(shown)}."
 
 
@@ -169,27 +214,39 @@ def _range(values: "pd.Series[float]") -> str:
     return f"{values[low]:.1%} ({low}) to {values[high]:.1%} ({high})"
 
 
-def _own(found: pd.DataFrame, name: str) -> str:
-    """An architecture beside itself: mean and range over ordered pairs, its L0."""
-    rows = found[(found["architecture"] == name) & (found["to_architecture"] == name)]
-    low, mean, high = rows["mutual_0.7"].agg(["min", "mean", "max"])
-    return f"{name} (L0 {rows['l0'].mean():.0f}) {mean:.0%} ({low:.0%} to {high:.0%})"
+def _own(row: Any) -> str:
+    """An architecture beside itself: its L0, mean and range over ordered pairs."""
+    return f"{row.of} (L0 {row.l0:.0f}) {row.mean:.0%} ({row.least:.0%} to {row.most:.0%})"
 
 
-def _of_one_seed(table: pd.DataFrame) -> str:
+def _of_one_seed(full: pd.DataFrame) -> str:
     said = [
         f"Architectures against {COMPARED_TO} + L1, one seed: no intervals, so no verdict. (Of "
         f"{LOSS.name} arms whose interval over documents is above 0.)"
     ]
-    names = [name for name in table["architecture"].unique() if name != COMPARED_TO]
-    if COMPARED_TO not in set(table["architecture"]):
-        return said[0]
-    heard = table[table["delta_lm_loss_low"] > 0] if "delta_lm_loss_low" in table else table
-    for outcome, rows in ((FVU, table), (LOSS, heard)):
-        for name in names:
-            if shown := by_place(apart(rows, outcome, "architecture", name, COMPARED_TO)):
-                said.append(f"  {outcome.name}, {name}: {shown}.")
+    names = {outcome.y: outcome.name for outcome in (FVU, LOSS)}
+    found = _alone(full)
+    for (y, name), rows in found.groupby(["outcome", "of"], sort=False) if len(found) else ():
+        said.append(f"  {names[y]}, {name}: {in_places(rows)}.")
     return "\n".join(said)
+
+
+def _alone(full: pd.DataFrame) -> pd.DataFrame:
+    """Each architecture minus `COMPARED_TO`, of one seed: as `differences`, but without means over
+    places, and of delta LM loss those arms whose interval over documents is above 0.
+
+    Args:
+        full: what `prepared` gives, of one budget.
+    """
+    names, rows = list(full["architecture"].unique()), []
+    heard = full[full["delta_lm_loss_low"] > 0] if "delta_lm_loss_low" in full else full
+    for outcome, known in ((FVU, full), (LOSS, heard)):
+        for name in (each for each in names if each != COMPARED_TO and COMPARED_TO in names):
+            found = apart(known, outcome, "architecture", name, COMPARED_TO)
+            row = {"outcome": outcome.y, "of": name, "to": COMPARED_TO}
+            rows.append(intervals_of(found, found.columns).assign(**row))
+    found = pd.concat(rows, ignore_index=True)[COLUMNS] if rows else pd.DataFrame(columns=COLUMNS)
+    return found[found["l0"].notna()]
 
 
 def matching(found: pd.DataFrame, l0: int = 32) -> Figure:

@@ -5,8 +5,6 @@ on whichever arm is stepping, and seeds cost the same, so the median over seeds 
 are those of dense steps (`cost.products`), whatever the machine and the implementation.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -58,27 +56,27 @@ def at_compute(table: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:
     return spent.assign(**dict(of_seeds.transform("mean").items()))
 
 
-class Equal(NamedTuple):
-    """One architecture beside another.
-
-    Attributes:
-        fvu: log FVU of the one minus the other at the most compute that both have spent.
-        ratio: what the one costs at equal tokens, over the other.
-    """
-
-    fvu: Interval
-    ratio: float
-
-
-def at_equal(spent: pd.DataFrame, cost: str, of: str, to: str) -> Equal:
-    """Without an interval where one of them is never at the compute of the other.
+def at_equal(spent: pd.DataFrame, to: str) -> pd.DataFrame:
+    """Each architecture minus `to`, log FVU at the most compute that both have spent, paired over
+    seeds: columns compute (a key of `COSTS` that is known), of, to, costs (what the one costs at
+    equal tokens, over the other), mean, low, high, n. No interval where one of them is never at the
+    compute of the other.
 
     Args:
         spent: what `at_compute` gives.
-        cost: a key of `COSTS`.
-        of, to: architectures.
+        to: an architecture.
     """
-    x = f"log_{cost}"
+    rows = [
+        {"compute": cost, "of": name, "to": to} | _at_equal(spent, f"log_{cost}", name, to)
+        for cost in COSTS
+        if spent[f"log_{cost}"].notna().any()
+        for name in spent["architecture"].unique()
+        if name != to
+    ]
+    return pd.DataFrame(rows)
+
+
+def _at_equal(spent: pd.DataFrame, x: str, of: str, to: str) -> dict[str, float]:
     parts = {name: spent[spent["architecture"] == name] for name in (of, to)}
     most = min(part[x].max() for part in parts.values())
     values = {
@@ -96,44 +94,58 @@ def at_equal(spent: pd.DataFrame, cost: str, of: str, to: str) -> Equal:
     means = {n: part.loc[part["train_tokens"] == last, x].mean() for n, part in parts.items()}
     apart = (values[of] - values[to]).to_numpy(float)
     whole = np.isfinite(apart).all()
-    return Equal(t_interval(apart if whole else apart[:0]), float(np.exp(means[of] - means[to])))
+    found = t_interval(apart if whole else apart[:0])
+    return {"costs": float(np.exp(means[of] - means[to]))} | vars(found)
 
 
-def sentences(spent: pd.DataFrame, to: str) -> list[str]:
-    """Each architecture against `to` by both measures of compute.
+def sentences(found: pd.DataFrame) -> list[str]:
+    """Each architecture against the one by each measure of compute.
 
     Args:
-        spent: what `at_compute` gives.
-        to: an architecture.
+        found: what `at_equal` gives.
     """
     said = []
-    for cost in COSTS:
-        if spent[f"log_{cost}"].isna().all():
-            continue
-        found = {
-            name: at_equal(spent, cost, name, to)
-            for name in spent["architecture"].unique()
-            if name != to
-        }
+    for cost, rows in found.groupby("compute", sort=False) if len(found) else ():
         shown = ", ".join(
-            f"{name} (costs x{each.ratio:.2f}) "
-            + (each.fvu.percent() if np.isfinite(each.fvu.mean) else "at no common compute")
-            for name, each in found.items()
+            f"{r.of} (costs x{r.costs:.2f}) "
+            + (
+                Interval(r.mean, r.low, r.high, r.n).percent()
+                if np.isfinite(r.mean)
+                else "at no common compute"
+            )
+            for r in rows.itertuples()
         )
         said.append(f"    {cost}: {shown}.")
     return said
 
 
-def gained(spent: pd.DataFrame) -> str:
-    """By how much FVU falls from the smallest budget to the largest, means over seeds.
+def longer(spent: pd.DataFrame) -> pd.DataFrame:
+    """Log FVU of each architecture at the largest budget minus its own at the smallest, paired over
+    seeds, from the largest fall: columns of, to (the same), train_tokens, to_tokens, mean, low,
+    high, n.
 
     Args:
         spent: what `at_compute` gives.
     """
-    by = spent.groupby(["architecture", "train_tokens"])["log_fvu"].mean().unstack("train_tokens")
-    falls = np.expm1(by[by.columns.max()] - by[by.columns.min()]).sort_values()
-    shown = ", ".join(f"{name} {fall:+.1%}" for name, fall in falls.items())
-    return f"FVU from {by.columns.min():,.0f} to {by.columns.max():,.0f} tokens: {shown}"
+    by = spent.pivot(index=["architecture", "seed"], columns="train_tokens", values="log_fvu")
+    most, least = by.columns.max(), by.columns.min()
+    rows = [
+        {"of": name, "to": name, "train_tokens": most, "to_tokens": least}
+        | vars(t_interval(falls.to_numpy(float)))
+        for name, falls in (by[most] - by[least]).groupby("architecture")
+    ]
+    return pd.DataFrame(rows).sort_values("mean", ignore_index=True)
+
+
+def gained(found: pd.DataFrame) -> str:
+    """By how much FVU falls from the smallest budget to the largest.
+
+    Args:
+        found: what `longer` gives.
+    """
+    least, most = (found[column].iloc[0] for column in ("to_tokens", "train_tokens"))
+    shown = ", ".join(f"{r.of} {np.expm1(r.mean):+.1%}" for r in found.itertuples())
+    return f"FVU from {least:,.0f} to {most:,.0f} tokens: {shown}"
 
 
 def against_compute(spent: pd.DataFrame) -> Figure:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ablations._lines import prepared
 from sae_bench import bands, plots
 from sae_bench.ablation import Finished
-from sae_bench.contrasts import matched
+from sae_bench.contrasts import matched, t_interval
 from sae_bench.evaluate import evaluate
 from sae_bench.posthoc import rescaled, thresholded
 from sae_bench.sae import SparseAutoencoder
@@ -69,30 +69,37 @@ def controls(finished: Finished) -> pd.DataFrame:
     return given.join(measured.set_index("sae").drop(columns="frequency"))
 
 
-def compared(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-    """FVU of each control, and of the cell that it stands beside, against the trained `SOURCE` at
-    matched L0: means over the seeds of the controls, one line each.
+def from_trained(table: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """Log FVU of each control, and of the cell that it stands beside (of), minus that of the
+    trained `SOURCE` (to) at each of `PLACES` that any seed reaches, of the seeds of the controls:
+    columns of, to, l0, mean, low, high, n.
 
     Args:
         table: what `prepared` gives.
         found: what `controls` gives.
     """
-    seeds = sorted({int(seed) for seed in found["seed"]})
     rows = pd.concat([table[table["cell"].isin((SOURCE, BESIDE))], found])
-    rows = rows[rows["seed"].isin(seeds)].assign(eval_set="one")
+    rows = rows[rows["seed"].isin(found["seed"])].assign(eval_set="one")
     rows = rows.assign(log_l0=np.log(rows["l0"]), log_fvu=np.log(rows["fvu"]))
     values = matched(rows, "log_l0", "log_fvu", list(np.log(PLACES)), "cell")
+    known = []
+    for name in (*CONTROLS, BESIDE):
+        apart = (values.loc[name] - values.loc[SOURCE]).to_numpy(float)
+        for place, logs in zip(PLACES, apart.T, strict=True):
+            row = {"of": name, "to": SOURCE, "l0": float(place)}
+            known.append(row | vars(t_interval(logs)))
+    return pd.DataFrame(known).dropna(subset="mean")
+
+
+def compared(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+    """`from_trained` in words, means over seeds, a line each. Arguments as there."""
+    seeds = sorted({int(seed) for seed in found["seed"]})
     said = [
         f"Without training for it: {SOURCE} with other codes or thresholds, FVU against the "
         f"trained one at matched L0, means over seeds {', '.join(map(str, seeds))}:"
     ]
-    for name in (*CONTROLS, BESIDE):
-        apart = np.expm1((values.loc[name] - values.loc[SOURCE]).mean())
-        shown = ", ".join(
-            f"L0 {place} {apart.iloc[index]:+.1%}"
-            for index, place in enumerate(PLACES)
-            if np.isfinite(apart.iloc[index])
-        )
+    for name, rows in from_trained(table, found).groupby("of", sort=False):
+        shown = ", ".join(f"L0 {r.l0:g} {np.expm1(r.mean):+.1%}" for r in rows.itertuples())
         said.append(f"  {name}: {shown}.")
     return said
 

@@ -10,7 +10,7 @@ from ablations._relative import relative_fvu
 from ablations._threshold_noise import text
 from ablations._threshold_training import DEAD, FVU, PLACES, SHARE, decided, word
 from ablations._windows import EXPLAINED, FLOOR, SEEN, SHAPES
-from sae_bench.contrasts import Interval, intervals, matched
+from sae_bench.contrasts import Interval, Outcome, intervals, matched
 
 REFERENCE = "Rectangle"
 AT = 32
@@ -25,21 +25,23 @@ def compared(table: pd.DataFrame, way: str) -> pd.DataFrame:
     return table[np.isclose(column, column[table["shape"] == REFERENCE].iloc[0], rtol=1e-3)]
 
 
-def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """Every other shape minus the rectangle, log FVU at each of `PLACES` of L0 that both reach and
-    in the mean over all, paired over seeds: columns way, contrast (the shape), and those of
+def effects(table: pd.DataFrame, outcome: Outcome = FVU) -> pd.DataFrame:
+    """Every other shape minus the rectangle, at each of `PLACES` of L0 that both reach and in the
+    mean over all, paired over seeds: columns way, contrast (the shape), outcome, and those of
     `intervals_of`. No rows without a rectangle.
 
     Args:
         table: what `named` gives.
+        outcome: what is compared.
     """
     found = []
     for way in WAYS if REFERENCE in set(table["shape"]) else ():
         rows = compared(table, way)
         for shape in SHAPES:
             if shape != REFERENCE and shape in set(rows["shape"]):
-                values = apart(rows, FVU, "shape", shape, REFERENCE)
-                found.append(intervals_of(values, PLACES).assign(way=way, contrast=shape))
+                values = apart(rows, outcome, "shape", shape, REFERENCE)
+                row = {"way": way, "contrast": shape, "outcome": outcome.name}
+                found.append(intervals_of(values, PLACES).assign(**row))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
@@ -76,10 +78,11 @@ def described(table: pd.DataFrame, seen: pd.DataFrame) -> str:
         at_floor = [n for n, x in each.items() if abs(abs(x.mean) - FLOOR) < FLOOR / 10]
         said += [f"    {name} lies at the floor itself: take the places." for name in at_floor]
     said += _widths(calls)
+    shares = effects(table, SHARE)
     for way in calls:
         rows = compared(table, way)
         said += [f"  L0 at equal coefficients, {way}: {_l0_moved(rows)}."]
-        said += [f"  {SHARE.name} against the rectangle, {way}: {_shares(rows)}."]
+        said += [f"  {SHARE.name} against the rectangle, {way}: {_means(shares, way)}."]
         said += [f"  Dead latents {levels(rows, DEAD.y, 'shape')} ({way})."]
     if len(seen):
         said.append(_behaviour(table, seen))
@@ -94,15 +97,10 @@ def _l0_moved(rows: pd.DataFrame) -> str:
     return "; ".join(shown)
 
 
-def _shares(rows: pd.DataFrame) -> str:
-    others = [shape for shape in SHAPES if shape in set(rows["shape"]) - {REFERENCE}]
-    found = {shape: apart(rows, SHARE, "shape", shape, REFERENCE) for shape in others}
-    means = {shape: intervals_of(each, PLACES).iloc[-1] for shape, each in found.items()}
-    said = (
-        f"{shape} mean {Interval(r['mean'], r['low'], r['high'], int(r['n'])).points()}"
-        for shape, r in means.items()
-    )
-    return ", ".join(said)
+def _means(found: pd.DataFrame, way: str) -> str:
+    """Those of `effects` on a share that are means over places."""
+    calls = intervals(found[(found["way"] == way) & found["l0"].isna()])
+    return ", ".join(f"{shape} mean {each.points()}" for shape, each in calls.items())
 
 
 def _widths(calls: dict[str, dict[str, Interval]]) -> list[str]:

@@ -79,8 +79,8 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def interval_of(found: pd.DataFrame, **chosen: str) -> Interval:
-    """The one effect of `found` (see `effects`) with these values in its columns."""
+def interval_of(found: pd.DataFrame, **chosen: str | int) -> Interval:
+    """The one effect of `found` (such as of `effects`) with these values in its columns."""
     rows = found
     for column, value in chosen.items():
         rows = rows[rows[column] == value]

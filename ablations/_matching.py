@@ -127,9 +127,27 @@ def _shares(match: Match, p: Float[np.ndarray, " latents"]) -> dict[str, float]:
     }
 
 
-def shares(found: pd.DataFrame, at: float, column: str = "mutual_0.7") -> pd.DataFrame:
-    """Share of latents of an architecture (rows) that another, or itself at another seed, has
-    (columns): means over pairs of arms."""
-    return found[found["at"] == at].pivot_table(
-        index="architecture", columns="to_architecture", values=column, sort=False
-    )
+def common(found: pd.DataFrame) -> pd.DataFrame:
+    """Share of latents of one architecture (of) that another, or itself at another seed, has (to),
+    mutual best matches with a cosine above `BOUND`, over ordered pairs of arms: columns near (one
+    of `AT`), of, to, l0 (mean of the arms of the one), mean, least, most, pairs.
+
+    Args:
+        found: what `matches` gives.
+    """
+    by = found.groupby(["at", "architecture", "to_architecture"], sort=False)
+    share = by["mutual_0.7"]
+    sums = {"l0": by["l0"].mean(), "mean": share.mean()}
+    sums |= {"least": share.min(), "most": share.max(), "pairs": share.size()}
+    return pd.DataFrame(sums).rename_axis(["near", "of", "to"]).reset_index()
+
+
+def shares(found: pd.DataFrame, at: float) -> pd.DataFrame:
+    """The means of `common` near one L0: a row for each of, a column for each to.
+
+    Args:
+        found: what `matches` gives.
+        at: one of `AT`.
+    """
+    near = common(found[found["at"] == at])
+    return near.pivot_table(index="of", columns="to", values="mean", sort=False)

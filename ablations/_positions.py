@@ -15,7 +15,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from sae_bench import bands, plots
 from sae_bench.ablation import Finished
-from sae_bench.contrasts import Interval, matched, t_interval
+from sae_bench.contrasts import matched, t_interval
 from sae_bench.reconstruction import Moments
 
 CHUNK = 2048
@@ -82,18 +82,23 @@ def at_l0(found: pd.DataFrame, table: pd.DataFrame, y: str, l0: float) -> pd.Dat
     return np.exp(pd.concat(values, names=["line", "position"]).unstack("part"))
 
 
-def far_apart(fvu: pd.DataFrame, reference: str) -> tuple[int, dict[str, Interval]]:
-    """The first position of the last bin, and for every training context its log FVU there minus
-    that of the reference, mean over lines, interval over seeds.
+def apart_by_position(fvu: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Log FVU of every training context minus that of the reference in every bin, mean over lines,
+    paired over seeds: columns position (the first of the bin), contrast (the training context),
+    mean, low, high, n.
 
     Args:
         fvu: what `at_l0` gives.
+        reference: a training context.
     """
-    last = int(fvu.index.get_level_values("position").max())
-    logs = np.log(fvu.xs(last, level="position"))
-    apart = logs.sub(logs[reference], axis=0).groupby("seed").mean()
-    others = apart.columns.drop(reference)
-    return last, {part: t_interval(apart[part].to_numpy()) for part in others}
+    logs = np.log(fvu)
+    apart = logs.drop(columns=reference).sub(logs[reference], axis=0)
+    rows = [
+        {"position": int(position), "contrast": name} | vars(t_interval(values.to_numpy(float)))
+        for position, seeds in apart.groupby(["position", "seed"]).mean().groupby("position")
+        for name, values in seeds.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def by_position(

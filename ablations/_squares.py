@@ -1,7 +1,7 @@
 """The two 2x2s of the factorial, and what their contrasts are called in an answer."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 
@@ -116,19 +116,29 @@ def by_place(table: pd.DataFrame, outcome: Outcome, way: str) -> list[str]:
     return said
 
 
-def paths(table: pd.DataFrame, outcomes: Iterable[Outcome]) -> list[str]:
-    """Gradients to the input against gradients to theta only, at matched L0."""
-    said, outcomes = [], list(outcomes)
+def between_paths(table: pd.DataFrame, outcomes: Iterable[Outcome]) -> pd.DataFrame:
+    """JumpReLU with gradients to the input (of) minus that with gradients to theta only (to), under
+    either penalty, mean over the places that both reach: columns outcome, of, to, places (how
+    many), mean, low, high, n."""
+    rows, cells = [], set(table["cell"])
     for penalty in ("L0", "L1"):
-        to_input, to_theta = (f"JumpReLU + {penalty} ({path})" for path in ("input", "theta"))
-        if not {to_input, to_theta} <= set(table["cell"]):
-            continue
-        found = {
-            outcome: difference(table, outcome, "cell", to_input, to_theta)[0]
-            for outcome in outcomes
-        }
+        of, to = (f"JumpReLU + {penalty} ({path})" for path in ("input", "theta"))
+        for outcome in outcomes if {of, to} <= cells else ():
+            found, places = difference(table, outcome, "cell", of, to)
+            row = {"outcome": outcome.name, "of": of, "to": to, "places": len(places)}
+            rows.append(row | vars(found))
+    return pd.DataFrame(rows)
+
+
+def paths(table: pd.DataFrame, outcomes: Sequence[Outcome]) -> list[str]:
+    """`between_paths` in words, a line a penalty."""
+    found, by_name = between_paths(table, outcomes), {each.name: each for each in outcomes}
+    said = []
+    for of, rows in found.groupby("of", sort=False) if len(found) else ():
         shown = ", ".join(
-            f"{outcome.name} {saying(outcome)(each)}" for outcome, each in found.items()
+            f"{r.outcome} {saying(by_name[r.outcome])(Interval(r.mean, r.low, r.high, r.n))}"
+            for r in rows.itertuples()
         )
+        penalty = of.removeprefix("JumpReLU + ").removesuffix(" (input)")
         said.append(f"  under {penalty}: {shown}.")
     return said

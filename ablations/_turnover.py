@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations._vanishing import CLASSES, CONTROL
+from ablations._matched import ALL, BOTH, LINES
+from ablations._vanishing import CLASSES, CONTROL, NEAR, TOKENS
 from sae_bench import bands, plots
 from sae_bench.contrasts import Interval, t_interval
 from sae_bench.stats import bootstrap_ratio
@@ -116,26 +117,82 @@ def elicits_other(found: pd.DataFrame, part: str) -> str:
     return WORDS[bool((own["low"] > 0).all()), bool((own["high"] < FEW).all())]
 
 
-def by_class(by_frequency: pd.DataFrame, short: str) -> str:
-    """Where it is: shares that vanish minus those of the control, by firing frequency.
+def by_class(by_frequency: pd.DataFrame, short: str) -> pd.DataFrame:
+    """Where it is: share of firings that vanish minus that of the control, by firing frequency:
+    columns line, frequency (upper end of a class), mean, firings; no rows of classes without any.
+
+    Args:
+        by_frequency: `latents` of all parts, with line.
+        short: name of the cut to the short context.
+    """
+    by = by_frequency.groupby(["line", "cut", "frequency"])[["firings", "vanished"]].sum()
+    share = (by["vanished"] / by["firings"].where(by["firings"] > 0)).unstack("cut")
+    apart = {"mean": share[short] - share[CONTROL], "firings": by["firings"].unstack("cut")[short]}
+    return pd.DataFrame(apart).dropna().reset_index()
+
+
+def lost(by_frequency: pd.DataFrame) -> pd.DataFrame:
+    """Share of the latents counted that lose more than half of their firings, all arms together:
+    columns cut, mean, latents.
 
     Args:
         by_frequency: `latents` of all parts.
-        short: name of the cut to the short context.
     """
-    sums = by_frequency.groupby(["cut", "frequency"])[["firings", "vanished"]].sum()
-    share = sums["vanished"] / sums["firings"].where(sums["firings"] > 0)
-    apart = (share[short] - share[CONTROL]).dropna()
-    firings = sums["firings"][short]
-    return ", ".join(
-        f"{100 * value:+.1f} up to {end:.1%} ({firings[end]:,})" for end, value in apart.items()
-    )
+    sums = by_frequency.groupby("cut", sort=False)[["lost", "latents"]].sum()
+    share = sums["lost"] / sums["latents"].clip(lower=1)
+    return pd.DataFrame({"mean": share, "latents": sums["latents"]}).reset_index()
 
 
-def lost(found: pd.DataFrame, cut: str) -> float:
-    """Share of the latents counted that lose more than half of their firings, all arms together."""
-    rows = found[found["cut"] == cut]
-    return float(rows["lost"].sum() / max(rows["latents"].sum(), 1))
+def tabulated(found: pd.DataFrame, by_frequency: pd.DataFrame, sets: Sequence[str]) -> pd.DataFrame:
+    """`shares` (contrast: the training context; low, high: over documents), those of a class of
+    firing frequency (`by_class`, all training contexts) and latents that are `lost`, one a row;
+    columns outcome, evaluate, line, contrast and cut say which.
+
+    Args:
+        found: `vanishing`, with part, line and seed.
+        by_frequency: `latents` of all parts, with line.
+        sets: lengths of the short, the middle and the long contexts.
+    """
+    short, _, long = sets
+    of_parts = shares(found, short).rename(columns={"part": "contrast", "share": "mean"})
+    of_classes = by_class(by_frequency, short).assign(contrast=ALL, cut=OWN)
+    firings = pd.concat([of_parts, of_classes]).assign(outcome="firings that vanish")
+    latents = lost(by_frequency).assign(line=BOTH, contrast=ALL, outcome="latents that are lost")
+    return pd.concat([firings, latents], ignore_index=True).assign(evaluate=long)
+
+
+def described(
+    found: pd.DataFrame, by_frequency: pd.DataFrame, sets: Sequence[str], parts: Sequence[str]
+) -> list[str]:
+    """Whether other latents fire with the short context, which and how many. Arguments as in
+    `tabulated`; parts: training contexts in their order."""
+    short, middle, long = sets
+    vanish = shares(found, short)
+    share = lost(by_frequency).set_index("cut")["mean"]
+    of_class = by_class(by_frequency, short)
+    said = [
+        f"Do other latents fire with {short}? {elicits_other(vanish, long)}, by the SAEs trained "
+        f"on {long}. Firings of {TOKENS} tokens with {middle} or more of their own document before "
+        f"them in contexts of {long}, of the SAEs nearest to L0 {NEAR}, when the model reads the "
+        f"last {short} tokens only; 95% over {vanish['documents'].max()} documents. The control "
+        "counts what foreign text elicits as well, which makes the difference too small; the cut "
+        f"puts a boundary before the last {short} tokens where the control has one already, which "
+        "may make it too large:",
+        *said_of(vanish, short, middle, LINES, parts),
+        f"  Latents that lose more than half of their firings: {share[short]:.1%} by the last "
+        f"{short} tokens, {share[middle]:.1%} by the last {middle}, {share[CONTROL]:.1%} in the "
+        "control.",
+    ]
+    for line in LINES:
+        shown = ", ".join(
+            f"{100 * r.mean:+.1f} up to {r.frequency:.1%} ({r.firings:,.0f})"
+            for r in of_class[of_class["line"] == line].itertuples()
+        )
+        said.append(
+            f"  Last {short} minus control by firing frequency of the latent, {line}, in points "
+            f"(firings): {shown}."
+        )
+    return said
 
 
 def turnover(

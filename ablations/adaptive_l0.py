@@ -55,6 +55,7 @@ from sae_bench.splicing import losses, text_batches
 
 PLACES = (16, 32, 64, 128)
 DECILES = 10
+ENDS = {0: "easiest", DECILES - 1: "hardest"}
 AT = 64
 """L0 of the FVU that is drawn by decile."""
 LINES = ("TopK", "BatchTopK", "JumpReLU")
@@ -217,7 +218,7 @@ def answer(results: Results) -> str:
 def _by_tokens(deciles: pd.DataFrame, outcomes: Iterable[tuple]) -> Iterator[str]:
     """What the tokens gain that are easiest and hardest to predict, and where the latents go."""
     for y, name, at, say in outcomes:
-        for decile, words in ((0, "easiest"), (DECILES - 1, "hardest")):
+        for decile, words in ENDS.items():
             found = differences(deciles[deciles["decile"] == decile], y, at)
             shown = ", ".join(f"{line} {say(each['mean'])}" for line, each in found.items())
             yield f"  {name}, {words} tenth of the tokens, mean: {shown or 'no common range'}."
@@ -241,13 +242,18 @@ def _by_tokens(deciles: pd.DataFrame, outcomes: Iterable[tuple]) -> Iterator[str
 
 def contrasts(results: Results) -> pd.DataFrame:
     """Each adaptive line minus TopK: log FVU, and delta LM loss in nats; l0 is NaN for the mean
-    over places."""
-    table = _measured(results.table)
+    over places, decile for all tokens (else the easiest or the hardest tenth of them)."""
+    parts = {math.nan: _measured(results.table)}
+    if not results.further.get("difficulty", pd.DataFrame()).empty:
+        deciles = _deciles(results)
+        parts |= {decile: deciles[deciles["decile"] == decile] for decile in ENDS}
     rows = [
         {"outcome": y, "contrast": line, "l0": math.nan if place == "mean" else float(place)}
         | vars(each)
+        | {"decile": decile}
+        for decile, part in parts.items()
         for y, at in (("log_fvu", PLACES), ("delta_lm_loss", PLACES[:3]))
-        for line, effects in differences(table, y, at).items()
+        for line, effects in differences(part, y, at).items()
         for place, each in effects.items()
     ]
     return pd.DataFrame(rows)

@@ -44,7 +44,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablations._attribution import against_l0, attribution
-from ablations._comparison import FVU, LOSS, differences, full_budget, matching, squares, verdict
+from ablations._comparison import (
+    FVU,
+    LOSS,
+    full_budget,
+    matching,
+    squares,
+    tabulated,
+    verdict,
+)
 from ablations._compute import against_compute, at_compute
 from ablations._documents import document_noise
 from ablations._lines import BANDS, LINES, prepared
@@ -268,15 +276,10 @@ def _histograms(full: pd.DataFrame, frequencies: pd.DataFrame) -> Figure:
 
 
 def contrasts(results: Results) -> pd.DataFrame:
-    """Each architecture minus ReLU, and further pairs, at equal tokens of each budget."""
-    table = prepared(results.table)
-    return pd.concat(
-        [
-            differences(part).assign(train_tokens=tokens)
-            for tokens, part in table.groupby("train_tokens")
-        ],
-        ignore_index=True,
-    )
+    """One architecture (of) minus another (to) at equal tokens and at equal compute, one at a
+    larger budget minus itself at a smaller one, and the share of the one's latents that the other
+    has; see `_comparison.tabulated`."""
+    return tabulated(results)
 
 
 def answer(results: Results) -> str:

@@ -70,9 +70,9 @@ from ablations._matched import (
     opposed,
     trained_on,
 )
-from ablations._positions import at_l0, by_position, far_apart, positions
-from ablations._turnover import by_class, elicits_other, lost, named, said_of, shares, turnover
-from ablations._vanishing import CONTROL, NEAR, TOKENS, latents, vanishing
+from ablations._positions import apart_by_position, at_l0, by_position, positions
+from ablations._turnover import described, named, shares, tabulated, turnover
+from ablations._vanishing import NEAR, latents, vanishing
 from ablations.factorial import RECIPE
 from architectures import JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
@@ -272,15 +272,18 @@ def answer(results: Results) -> str:
     found = effects(table)
     said = [*_verdicts(found, sets, trained), *_effects_in_words(found, sets, trained)]
     if not further.get("positions", pd.DataFrame()).empty:
-        at = at_l0(further["positions"], table, "fvu", NEAR)
-        last, apart = far_apart(at, sets[1])
-        others = [name for name in trained if name in apart]
-        shown = ", ".join(f"trained on {name} {in_words(apart[name])}" for name in others)
+        apart = _by_position(results, table)
+        last = int(apart["position"].max())
+        shown = ", ".join(
+            f"trained on {name} {in_words(interval_of(apart, position=last, contrast=name))}"
+            for name in trained
+            if name != sets[1]
+        )
         said.append(
             f"FVU at positions from {last} on in contexts of {sets[-1]}, L0 {NEAR}: {shown}."
         )
     if not further.get("vanishing", pd.DataFrame()).empty:
-        said += _vanishing_in_words(results, table)
+        said += described(*_cuts(results, table), sets, trained)
     if not further.get("reading", pd.DataFrame()).empty:
         said.append(_reading_in_words(further["reading"], table))
     said.append(
@@ -300,33 +303,29 @@ def _contexts(table: pd.DataFrame, length: str) -> int:
     return round(scored / int(length))
 
 
-def _vanishing_in_words(results: Results, table: pd.DataFrame) -> list[str]:
-    short, middle, long = lengths_of(table)
-    found = shares(named(results.further["vanishing"], table), short)
-    rare = named(results.further["latents"], table)
-    return [
-        f"Do other latents fire with {short}? {elicits_other(found, long)}, by the SAEs trained on "
-        f"{long}. Firings of {TOKENS} tokens with {middle} or more of their own document before "
-        f"them in contexts of {long}, of the SAEs nearest to L0 {NEAR}, when the model reads the "
-        f"last {short} tokens only; 95% over {found['documents'].max()} documents. The control "
-        "counts what foreign text elicits as well, which makes the difference too small; the cut "
-        f"puts a boundary before the last {short} tokens where the control has one already, which "
-        "may make it too large:",
-        *said_of(found, short, middle, LINES, trained_on(table)),
-        f"  Latents that lose more than half of their firings: {lost(rare, short):.1%} by the last "
-        f"{short} tokens, {lost(rare, middle):.1%} by the last {middle}, {lost(rare, CONTROL):.1%} "
-        "in the control.",
-        *(
-            f"  Last {short} minus control by firing frequency of the latent, {line}, in points "
-            f"(firings): {by_class(rare[rare['line'] == line], short)}."
-            for line in LINES
-        ),
-    ]
+def _by_position(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """`apart_by_position` from the reference, at L0 `NEAR` in the longest contexts."""
+    _, reference, long = lengths_of(table)
+    found = apart_by_position(at_l0(results.further["positions"], table, "fvu", NEAR), reference)
+    return found.assign(outcome=FVU.name, evaluate=long, line=BOTH, places=f"{NEAR}")
+
+
+def _cuts(results: Results, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Firings that vanish by document, and by firing frequency."""
+    further = results.further
+    return named(further["vanishing"], table), named(further["latents"], table)
 
 
 def contrasts(results: Results) -> pd.DataFrame:
-    """Every training context minus the reference: FVU (logarithm), delta LM loss (nats)."""
-    return effects(measured(results.table))
+    """Every training context minus the reference, FVU (logarithm) and delta LM loss (nats), that of
+    FVU by position, too; and the shares of firings that vanish (`_turnover.tabulated`)."""
+    table, further = measured(results.table), results.further
+    found = [effects(table)]
+    if not further.get("positions", pd.DataFrame()).empty:
+        found.append(_by_position(results, table))
+    if not further.get("vanishing", pd.DataFrame()).empty:
+        found.append(tabulated(*_cuts(results, table), lengths_of(table)))
+    return pd.concat(found, ignore_index=True)
 
 
 CAPTIONS = {

@@ -73,8 +73,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations._bridges import beside_cells
-from ablations._controls import compared, controlled, controls
+from ablations._bridges import beside_cells, from_cells
+from ablations._controls import compared, controlled, controls, from_trained
 from ablations._convergence import CONVERGENCE, convergence, converging
 from ablations._documents import document_noise, noise_in_words
 from ablations._factorial_figures import effects, frequent, frontiers, histograms
@@ -102,7 +102,7 @@ from ablations._outcomes import (
     PLACES,
     with_shares,
 )
-from ablations._squares import SIDES, WAYS, by_place, paths, sentence, summary
+from ablations._squares import SIDES, WAYS, between_paths, by_place, paths, sentence, summary
 from sae_bench.ablation import Data, Finished, Preset
 from sae_bench.arm import Arm
 from sae_bench.contrasts import at_each_place, compare, intervals
@@ -213,20 +213,34 @@ def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
 
 def contrasts(results: Results) -> pd.DataFrame:
     """Every contrast of both 2x2s, means over places and place by place: `contrasts.at_each_place`,
-    with l0 (or delta_lm_loss, nats) for its logarithm `at`."""
+    with l0 (or delta_lm_loss, nats) for its logarithm `at`; of `OTHER_BOUNDS` means alone. Then,
+    under ways of their own, one line (of) minus another (to): bridges and cells, paths of the
+    gradient, controls."""
     table = prepared(results.table)
     if results.table["seed"].nunique() < 2 or not _has_squares(table):
         return pd.DataFrame()
     found = at_each_place(table, WAYS, OUTCOMES, "cell")
     by_loss = found["outcome"].str.endswith("delta LM loss")
     at = np.exp(found.pop("at"))
-    return found.assign(l0=at.where(~by_loss), delta_lm_loss=at.where(by_loss))
+    rows = [found.assign(l0=at.where(~by_loss), delta_lm_loss=at.where(by_loss))]
+    if len(results.frequencies):
+        rows.append(_by_other_bounds(table, results.frequencies))
+    rows.append(from_cells(table, BRIDGES, DECISIVE).assign(way="bridges"))
+    rows.append(between_paths(table, DECISIVE).assign(way="paths of the gradient"))
+    if "controls" in results.further:
+        apart = from_trained(table, results.further["controls"])
+        rows.append(apart.assign(way="controls", outcome=FVU.name))
+    return pd.concat([each for each in rows if len(each)], ignore_index=True)
 
 
-def _other_bounds(table: pd.DataFrame) -> list[str]:
+def _by_other_bounds(table: pd.DataFrame, frequencies: pd.DataFrame) -> pd.DataFrame:
+    return compare(with_shares(table, frequencies), WAYS, OTHER_BOUNDS, "cell")
+
+
+def _other_bounds(found: pd.DataFrame) -> list[str]:
     outcomes = {each.name: each for each in OTHER_BOUNDS}
     said = []
-    for way, rows in compare(table, WAYS, OTHER_BOUNDS, "cell").groupby("way", sort=False):
+    for way, rows in found.groupby("way", sort=False):
         said.append(f"Frequent by other bounds, {way}:")
         for name, each in rows.groupby("outcome", sort=False):
             said.append(sentence(outcomes[str(name)], intervals(each), int(each["places"].iloc[0])))
@@ -279,7 +293,7 @@ def answer(results: Results) -> str:
         for outcome in (FVU, FREQUENT[0]):
             said += by_place(table, outcome, way)
     if len(results.frequencies):
-        said += _other_bounds(with_shares(table, results.frequencies))
+        said += _other_bounds(_by_other_bounds(table, results.frequencies))
     if between := beside_cells(table, BRIDGES, DECISIVE):
         said += ["The bridges against cells:", *between]
     said.append("What straight-through gradients to the input change in JumpReLU:")

@@ -216,13 +216,15 @@ def _left_out(rows: pd.DataFrame, known: pd.DataFrame) -> list[str]:
 
 def contrasts(results: Results) -> pd.DataFrame:
     """Every shape minus the rectangle; every bandwidth minus the reference, exact jumps minus
-    straight-through: at each place of L0, and means over them."""
+    straight-through: at each place of L0, and means over them. Rates of the middle coefficients are
+    at the arms' own L0."""
     found = [pd.DataFrame()]
     if len(table := _part(results, SHAPE)):
-        found.append(_kernel_shapes.effects(table).assign(outcome=FVU.name))
+        found += [_kernel_shapes.effects(table, outcome) for outcome in (FVU, SHARE)]
     if len(table := _part(results, BANDWIDTH)):
         lined = _bandwidths.lined(table)
-        found += [_bandwidths.effects(lined, outcome) for outcome in (FVU, SHARE, DEAD)]
+        for effects in (_bandwidths.effects, _bandwidths.rate_effects):
+            found += [effects(lined, outcome) for outcome in (FVU, SHARE, DEAD)]
     return pd.concat(found, ignore_index=True)
 
 

@@ -58,7 +58,7 @@ six settings a line, trained while Gemma runs beside them; `--dry-run` says what
 Reconstruction loss is FVU times the share of E||x||^2 that is variance on the held-out side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,6 @@ from ablations._attribution import attribution
 from ablations._lines import LINES, TUNED, Line, Slots, Tuned, jumping
 from ablations._paper_figures import (
     FIGURES,
-    FIVE,
     JUMP,
     KINDS,
     MIDDLE,
@@ -86,6 +85,7 @@ from ablations._paper_figures import (
 from ablations._paper_plots import PAPER, draw
 from ablations._paper_runs import bandwidths, figures_of_run, whole
 from ablations._paper_schematics import schematics
+from ablations._paper_sites import PLACES, by_sites, in_words
 from ablations.factorial import STUDY as FACTORIAL
 from architectures import JumpReLUSAE, TopKSAE
 from architectures.topk import AuxK
@@ -93,7 +93,6 @@ from sae_bench.ablation import Data, Finished, Preset
 from sae_bench.activations import TopK
 from sae_bench.arm import Arm
 from sae_bench.contexts import Packed, Settled
-from sae_bench.contrasts import t_interval
 from sae_bench.estimators import BatchKDE
 from sae_bench.kernels import Epanechnikov, Gaussian, Kernel, Triangle
 from sae_bench.penalties import L0, TargetL0
@@ -103,8 +102,6 @@ from sae_bench.results import Results
 CHUNK = 2048
 AT = 50
 """L0 at which curves are compared."""
-OVER_SITES = (30, 50, 100)
-"""L0 at which FVU is compared over sites."""
 VARIED_AT = (32, 64, 128)
 """L0 at which variants are compared."""
 
@@ -278,6 +275,14 @@ def figures(results: Results) -> dict[str, Figure]:
     return schematics() | figures_of_run(results)
 
 
+def contrasts(results: Results) -> pd.DataFrame:
+    """Log FVU of each line minus that of JumpReLU, means over sites, here and in the paper; see
+    `_paper_sites.by_sites`."""
+    table = whole(results)
+    own = points_of(table, [*FIGURES, *bandwidths(table)])
+    return by_sites(own, paper_points()).assign(outcome="log_fvu")
+
+
 def answer(results: Results) -> str:
     """Delta LM loss over JumpReLU's at L0 = 50, the run's beside the paper's, where it has one;
     then FVU over all sites, and the variants."""
@@ -296,15 +301,11 @@ def answer(results: Results) -> str:
         "FVU over that of JumpReLU, geometric means over sites with 95% t-intervals over them (one "
         "model, seed and tuning are common to all):"
     )
-    for l0 in OVER_SITES:
-        here, there = (over_sites(points, (12,), l0) for points in (own, paper))
-        said += [
-            f"  L0 {l0:g}, {series.name}: {_found(here[series.key])}"
-            + (f"; the paper {_found(there[series.key])}" if series.key in there else "")
-            + "."
-            for series in FIVE
-            if series is not JUMP and series.key in here
-        ]
+    found = by_sites(own, paper)
+    for l0 in PLACES:
+        for name, rows in found[found["l0"] == l0].groupby("of", sort=False) if len(found) else ():
+            here, *there = map(in_words, rows.itertuples())
+            said.append(f"  L0 {l0:g}, {name}: {'; the paper '.join([here, *there])}.")
         said.append(f"  L0 {l0:g}, {_lowest(own, l0)}.")
     places = ", ".join(map(str, VARIED_AT))
     said.append(f"Reconstruction loss at the middle residual site, L0 {places}:")
@@ -312,25 +313,6 @@ def answer(results: Results) -> str:
         if figure.rows == MIDDLE:
             said += _varied(figure, own, paper)
     return "\n".join(said)
-
-
-def over_sites(
-    points: pd.DataFrame, figures: Sequence[int], l0: float = AT
-) -> dict[str, np.ndarray]:
-    """log of y over that of JumpReLU at one L0 for each series: one value a site (kind and layer)
-    that both reach.
-
-    Args:
-        points: as `ratios`.
-        figures: that show the same measure.
-        l0: where.
-    """
-    found: dict[str, list[float]] = {}
-    for number in figures:
-        for _, site in points.groupby("site"):
-            for series, row in ratios(site, number, l0=l0).iterrows():
-                found.setdefault(str(series), []).extend(np.log(row.dropna().to_numpy(float)))
-    return {series: np.array(values) for series, values in found.items()}
 
 
 def _lowest(points: pd.DataFrame, l0: float) -> str:
@@ -366,13 +348,6 @@ def _varied(figure: PaperFigure, own: pd.DataFrame, paper: pd.DataFrame) -> list
         for series in others
         if series.key in here.index
     ]
-
-
-def _found(logs: np.ndarray) -> str:
-    """Their mean, and at how many sites JumpReLU's is lower."""
-    if not len(logs):
-        return "no common range"
-    return f"{t_interval(logs).percent()}, higher at {(logs > 0).sum()} of {len(logs)} sites"
 
 
 def _compared(figure: PaperFigure, here: pd.DataFrame, paper: pd.DataFrame) -> str:

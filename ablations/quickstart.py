@@ -9,7 +9,7 @@ of 2e-3, 4e-3 and 8e-3, on another seed, it was the best or nearly so for each (
 At this budget TopK does better against ReLU than at twice the tokens: `architectures` has both.
 """
 
-from ablations.architectures import Comparison, answer, arms, figures
+from ablations.architectures import Comparison, answer, arms, contrasts, figures
 from architectures.topk import AuxK
 from sae_bench.ablation import Data
 from sae_bench.activations import LogThreshold
@@ -42,4 +42,4 @@ PRESETS = {
     ),
 }
 
-__all__ = ["PRESETS", "answer", "arms", "figures"]
+__all__ = ["PRESETS", "answer", "arms", "contrasts", "figures"]

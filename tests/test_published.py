@@ -1,8 +1,11 @@
 """What is committed is what the tables give: differences, and the numbers of the report."""
 
 import math
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -26,6 +29,29 @@ def test_contrasts_are_those_of_the_tables(name: str) -> None:
     known = found.dropna(subset=["low", "high"])
     assert (known["low"] <= known["mean"]).all()
     assert (known["mean"] <= known["high"]).all()
+
+
+TOLD = re.compile(r"([+-]?[\d.]+)%? \[([+-]?[\d.]+)%?, ([+-]?[\d.]+)%?\]")
+"""A mean and its interval in an answer."""
+
+
+def _spelled(row: Sequence[float]) -> Iterator[tuple[str, ...]]:
+    """Mean, low, high in all ways in which answers say them."""
+    shares, percent = 100 * np.asarray(row), 100 * np.expm1(row)
+    ways = ((percent, "+.1f"), (percent, "+.0f"), (shares, "+.2f"), (shares, ".1f"), (row, "+.3f"))
+    for values, form in ways:
+        yield tuple(f"{value:{form}}" for value in values)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_interval_that_is_told_has_a_row(name: str) -> None:
+    files = (PUBLISHED / "tables").glob(f"{name}_*.csv")
+    files = [*files, *(PUBLISHED / "contrasts").glob(f"{name}.csv")]
+    columns = ["mean", "low", "high"]
+    rows = [table[columns] for table in map(pd.read_csv, files) if {*columns} <= {*table}]
+    known = {said for part in rows for row in part.to_numpy(float) for said in _spelled(row)}
+    told = set(TOLD.findall(ablation.load(name).answer(Results.published(name, PUBLISHED))))
+    assert not told - known
 
 
 def test_the_readme_quotes_the_contrasts() -> None:

@@ -83,6 +83,30 @@ def test_differences_are_found_where_they_are() -> None:
     assert adaptive_l0.differences(pd.DataFrame(rows), "log_fvu", at=(8,)) == {}
 
 
+def test_easiest_and_hardest_tokens_have_rows_of_their_own() -> None:
+    """Planted: BatchTopK gains 0.1 on all tokens, 0.3 on the easiest, nothing on the hardest."""
+    gains = {0: 0.3, 5: 0.1, 9: 0.0}
+    known, deciles = [], []
+    for line in ("TopK", "BatchTopK", "JumpReLU"):
+        for seed in range(2):
+            for l0 in (12.0, 40.0, 140.0):
+                arm = f"{line}-{seed}-{l0}"
+                of_all = {"arm": arm, "architecture": line, "seed": seed, "l0": l0}
+                of_all |= {"penalty": "", "kernel": None, "eval_set": "held-out"}
+                fvu = {d: np.exp(-gain * (line == "BatchTopK")) / l0 for d, gain in gains.items()}
+                known.append(of_all | {"fvu": fvu[5], "delta_lm_loss": 1 / l0})
+                deciles += [
+                    {"arm": arm, "decile": d, "l0": l0, "fvu": each, "delta_lm_loss": 1 / l0}
+                    for d, each in fvu.items()
+                ]
+    further = {"difficulty": pd.DataFrame(deciles)}
+    found = adaptive_l0.contrasts(Results(pd.DataFrame(known), pd.DataFrame(), further))
+    found = found[(found["outcome"] == "log_fvu") & (found["contrast"] == "BatchTopK")]
+    means = found[found["l0"].isna()].set_index("decile")["mean"]
+    assert means.index.tolist() == pytest.approx([np.nan, 0, 9], nan_ok=True)
+    assert means.tolist() == pytest.approx([-0.1, -0.3, 0.0])
+
+
 def test_without_a_language_model_there_are_no_deciles(results: Results, tmp_path: Path) -> None:
     bare = Results(results.table, results.frequencies)
     assert "difficulty" not in adaptive_l0.figures(bare)

@@ -61,6 +61,9 @@ def test_from_end_to_end(results: Results, tmp_path: Path) -> None:
     assert "Architectures against ReLU + L1, 2 paired seeds" in said
     assert "arms nearest to L0 32: " in said
     assert "ReLU (L0 " in said
+    rows = architectures.contrasts(results)
+    assert rows["train_tokens"].dropna().nunique() == 2
+    assert set(rows.loc[rows["outcome"] == _comparison.MATCHING, "near"]) == set(_matching.AT)
 
 
 def test_products_are_those_of_the_issue(results: Results) -> None:
@@ -113,15 +116,36 @@ def test_matches_are_pairs_of_other_seeds(results: Results) -> None:
     assert (every["mutual_0.7"].reindex(least.index) <= least).all()
 
 
-def test_most_and_fewest_matches_between_architectures() -> None:
-    """Those within an architecture, and columns that are none, are not among them."""
-    same = pd.DataFrame(
-        {"A": [0.99, 0.3], "B": [0.5, 0.01], "chance": [1.0, 0.0]}, index=["A", "B"]
+def pairs_of(shares: dict[tuple[str, str], tuple[float, ...]]) -> pd.DataFrame:
+    """What `matches` gives, near L0 32: a row an ordered pair of arms."""
+    rows = [
+        {"at": 32, "architecture": of, "to_architecture": to, "l0": 30.0, "mutual_0.7": share}
+        for (of, to), each in shares.items()
+        for share in each
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_common_latents_are_told_from_their_rows() -> None:
+    """Those within an architecture, and columns that are none, are not among those between."""
+    shares = {("A", "A"): (0.4, 0.6), ("A", "B"): (0.3, 0.4), ("B", "A"): (0.1, 0.2)}
+    shares |= {("B", "B"): (0.99,)}
+    for name in ("A", "B"):
+        others = (_matching.EVERY, _matching.TOKENS, _matching.RANDOM)
+        shares |= {(name, other): (0.01,) for other in others}
+    found = _matching.common(pairs_of(shares))
+    own = found[(found["of"] == "A") & (found["to"] == "A")].squeeze()
+    assert own[["near", "l0", "least", "mean", "most", "pairs"]].tolist() == pytest.approx(
+        [32, 30, 0.4, 0.5, 0.6, 2]
     )
-    assert _comparison._across(same) == (
-        "between architectures 50% of A's in B down to 30% of B's in A."
+    _, first, second, third = _comparison._of_latents(found)
+    assert (
+        first
+        == "    arms nearest to L0 32: A (L0 30) 50% (40% to 60%), B (L0 30) 99% (99% to 99%)."
     )
-    assert "alone" in _comparison._across(same.loc[["A"], ["A", "chance"]])
+    assert second.strip() == "between architectures 35% of A's in B down to 15% of B's in A."
+    assert "near that L0 1.0% (A) to 1.0% (A); among centred" in third
+    assert "alone" in _comparison._across(found[found["of"] == "A"])
 
 
 def test_best_matches() -> None:
@@ -169,21 +193,30 @@ def test_equal_compute_is_the_most_that_both_have_spent() -> None:
     table = planted({"ReLU": 1.0, "B": 2.0})
     products = table[["arm"]].assign(products=table["architecture"].map({"ReLU": 5.0, "B": 5.0}))
     spent = _compute.at_compute(table, products)
-    fvu, ratio = _compute.at_equal(spent, "seconds", "B", "ReLU")
-    assert ratio == pytest.approx(2)
-    assert fvu.mean == pytest.approx(0.5 * np.log(2))
-    assert _compute.at_equal(spent, "products", "B", "ReLU").fvu.mean == pytest.approx(0)
-    assert _compute.sentences(spent, "ReLU")[0].startswith("    seconds: B (costs x2.00) +41.4%")
+    found = _compute.at_equal(spent, "ReLU")
+    assert found[["of", "to", "n"]].drop_duplicates().to_numpy().tolist() == [["B", "ReLU", 3]]
+    by = found.set_index("compute")
+    assert by["costs"].to_dict() == pytest.approx({"seconds": 2, "products": 1})
+    assert by["mean"].to_dict() == pytest.approx({"seconds": 0.5 * np.log(2), "products": 0})
+    assert _compute.sentences(found)[0].startswith("    seconds: B (costs x2.00) +41.4%")
     (seconds, _) = _compute.against_compute(spent).axes
     assert [line.get_label() for line in seconds.lines] == ["B", "ReLU"]
     alone = _compute.at_compute(table, pd.DataFrame())
-    assert len(_compute.sentences(alone, "ReLU")) == 1
+    assert set(_compute.at_equal(alone, "ReLU")["compute"]) == {"seconds"}
 
 
 def test_what_a_longer_budget_gains() -> None:
-    """From 100 to 800 tokens FVU falls to 8^-0.5."""
-    said = _compute.gained(_compute.at_compute(planted({"ReLU": 1.0}), pd.DataFrame()))
-    assert said == "FVU from 100 to 800 tokens: ReLU -64.6%"
+    """From 100 to 800 tokens FVU falls to 8^-0.5; the largest fall comes first."""
+    table = planted({"ReLU": 1.0, "B": 1.0})
+    more = 0.1 * (table["architecture"] == "B") * (table["train_tokens"] == 800)
+    spent = _compute.at_compute(table.assign(log_fvu=table["log_fvu"] + more), pd.DataFrame())
+    found = _compute.longer(spent)
+    assert found[["of", "train_tokens", "to_tokens", "n"]].to_numpy().tolist() == [
+        ["ReLU", 800, 100, 3],
+        ["B", 800, 100, 3],
+    ]
+    assert found["mean"].tolist() == pytest.approx([-0.5 * np.log(8), 0.1 - 0.5 * np.log(8)])
+    assert _compute.gained(found) == "FVU from 100 to 800 tokens: ReLU -64.6%, B -60.9%"
 
 
 def test_levels_are_means_over_seeds_where_all_reach() -> None:
@@ -203,7 +236,9 @@ def test_a_pause_of_one_arm_changes_nothing() -> None:
 
 def test_what_is_never_at_equal_compute_is_said_as_such() -> None:
     spent = _compute.at_compute(planted({"ReLU": 1.0, "B": 20.0}), pd.DataFrame())
-    assert "B (costs x20.00) at no common compute" in _compute.sentences(spent, "ReLU")[0]
+    found = _compute.at_equal(spent, "ReLU")
+    assert found["mean"].isna().all()
+    assert "B (costs x20.00) at no common compute" in _compute.sentences(found)[0]
 
 
 def test_places_are_those_of_all_budgets() -> None:
@@ -238,4 +273,7 @@ def test_one_seed_has_no_verdict(finished: Finished, tmp_path: Path) -> None:
     table = finished.table[finished.table["seed"] == 0]
     said = architectures.answer(Results(table, pd.DataFrame()))
     assert "no verdict" in said
+    rows = architectures.contrasts(Results(table, pd.DataFrame()))
+    assert rows["n"].eq(1).all()
+    assert len(rows) == said.count("L0 ")
     assert "[" not in said  # intervals

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ablations import _bandwidths, kernels
-from ablations._threshold_training import DEAD, SHARE
+from ablations._threshold_training import DEAD, FVU, SHARE
 from ablations._windows import named
 from sae_bench.arm import Arm
 from sae_bench.results import Results
@@ -83,6 +83,11 @@ def test_a_bandwidth_at_its_own_rate() -> None:
     assert at.to_dict() == pytest.approx({0.01: 0.1, 0.03: 0.1, 0.1: -0.1}, abs=0.005)
     at = _bandwidths.at_rates(table).groupby(["line", "rate"])["apart"].mean()["eps 0.02"]
     assert at.to_dict() == pytest.approx({0.01: 0, 0.03: 0, 0.1: 0}, abs=1e-9)
+    rows = kernels.contrasts(results)
+    rows = rows[(rows["way"] == _bandwidths.OWN_L0) & (rows["bandwidth"] == 6.3e-4)]
+    rows = rows[(rows["outcome"] == FVU.name) & (rows["against"] == kind)]
+    by_rate = rows.set_index("threshold_lr")["mean"].to_dict()
+    assert by_rate == pytest.approx({0.01: 0.1, 0.03: 0.1, 0.1: -0.1}, abs=0.005)
 
 
 def test_frequent_and_dead_latents_are_compared_at_one_rate() -> None:

@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from ablations._bridges import BESIDE, beside_cells
+from ablations._bridges import BESIDE, beside_cells, from_cells
 from ablations._outcomes import FREQUENT, FVU
 
 SEEDS = {"ReLU + L1": 5, "JumpReLU + L0 (theta)": 5, "Gated": 3}
@@ -36,6 +37,12 @@ def test_planted_distances_are_said_place_by_place() -> None:
     assert said[1].splitlines()[2].split()[:2] == ["Gated", "+10.5%"]
     assert "+10.00 [+10.00, +10.00] points" in said[2]
     assert len(said) == 4
+    found = from_cells(planted(), ["Gated", "TopK"], (FVU, FREQUENT[0]))
+    assert set(found["of"]) == {"Gated"}
+    assert found["n"].eq(3).all()
+    here = found[(found["outcome"] == FVU.name) & (found["to"] == BESIDE[0])]
+    assert here["mean"].tolist() == pytest.approx([-0.1, -0.1, -0.12, -0.12, -0.11])
+    assert here["l0"].tolist() == pytest.approx([16, 32, 64, 128, np.nan], nan_ok=True)
 
 
 def test_places_are_those_that_both_reach() -> None:

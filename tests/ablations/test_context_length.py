@@ -9,8 +9,8 @@ import torch
 
 from ablations import _vanishing, context_length
 from ablations._matched import ALL, BOTH, FVU, LINES, LOSS, effects, interval_of, opposed
-from ablations._positions import at_l0, by_bin, far_apart
-from ablations._turnover import OWN, elicits_other, lost, shares
+from ablations._positions import apart_by_position, at_l0, by_bin
+from ablations._turnover import OWN, by_class, elicits_other, lost, shares, tabulated
 from ablations._vanishing import CONTROL, Cut, foreign_to, last_activations, reach, readings
 from sae_bench import ablation
 from sae_bench.ablation import Data
@@ -117,6 +117,10 @@ def test_from_end_to_end(results: Results) -> None:
     for each in drawn.values():
         each.draw_without_rendering()
     said = context_length.answer(results)
+    rows = context_length.contrasts(results)
+    last = rows[rows["position"] == 16]
+    assert set(last["contrast"]) == {"6", "24", "variable"}
+    assert set(rows["cut"].dropna()) == {"6", "12", CONTROL, OWN}
     for words in ("Is 6 enough?", "Fixed or variable?", "other latents fire", "Not decided"):
         assert words in said
 
@@ -186,10 +190,11 @@ def test_fvu_by_position_is_matched_in_mean_l0() -> None:
     expected = np.exp(-0.5 * np.log(32))
     assert values.loc[("TopK", 1), "256"].to_numpy() == pytest.approx(expected, rel=1e-3)
     assert values.loc[("TopK", 2), "256"].to_numpy() == pytest.approx(2 * expected, rel=1e-3)
-    last, apart = far_apart(values, "256")
-    assert last == 2
-    assert list(apart) == ["64"]
-    assert apart["64"].mean == pytest.approx(0.1, abs=1e-3)  # the mean of 0 and 0.2
+    values.loc[(slice(None), 2), "64"] *= np.exp(0.3)
+    apart = apart_by_position(values, "256")
+    assert apart[["position", "contrast", "n"]].to_numpy().tolist() == [[1, "64", 3], [2, "64", 3]]
+    assert apart["mean"].tolist() == pytest.approx([0.1, 0.4], abs=1e-3)  # lines: 0 and 0.2, + 0.3
+    assert interval_of(apart, position=2, contrast="64").low > 0.3
 
 
 def test_how_far_one_document_reaches() -> None:
@@ -233,7 +238,39 @@ def test_vanished_firings_by_frequency() -> None:
         "latents": [0, 0, 1, 1],
         "lost": [0, 0, 0, 1],  # half is not more than half; one firing says nothing
     }
-    assert lost(found.assign(cut="64"), "64") == 0.5
+    assert lost(found.assign(cut="64")).to_dict("records") == [
+        {"cut": "64", "mean": 0.5, "latents": 2}
+    ]
+
+
+def test_what_vanishes_is_a_row_a_claim() -> None:
+    """Of the rarest class nothing fires; more vanishes by the cut than by the control in the most
+    frequent one alone."""
+    counts = {"frequency": [1e-3, 1e-2, 1.0], "firings": [0, 10, 20], "latents": 4, "lost": 1}
+    cuts = {"64": [0, 2, 10], "256": [0, 1, 1], CONTROL: [0, 2, 5]}
+    by_frequency = pd.concat(
+        pd.DataFrame({"cut": name, "line": "TopK", "vanished": vanished} | counts)
+        for name, vanished in cuts.items()
+    )
+    classes = by_class(by_frequency, "64").set_index("frequency")
+    assert classes["mean"].to_dict() == {1e-2: 0, 1.0: 0.25}
+    assert classes["firings"].tolist() == [10, 20]
+    firings = [
+        {"part": "1024", "line": "TopK", "cut": name, "seed": seed, "document": document}
+        | {"firings": 10, "vanished": vanished[1], "appeared": 1}
+        for name, vanished in cuts.items()
+        for seed in range(2)
+        for document in range(3)
+    ]
+    rows = tabulated(pd.DataFrame(firings), by_frequency, ("64", "256", "1024"))
+    assert rows["evaluate"].eq("1024").all()
+    where = {"line": "TopK", "cut": OWN}
+    assert interval_of(rows.assign(n=2), contrast="1024", **where).mean == pytest.approx(0)
+    assert rows.loc[rows["frequency"] == 1.0, ["contrast", "cut", "mean"]].to_numpy().tolist() == [
+        [ALL, OWN, 0.25]
+    ]
+    assert rows.loc[rows["latents"].notna(), "mean"].eq(0.25).all()
+    assert len(rows) == 4 + 2 + 3
 
 
 def test_the_control_is_taken_off() -> None:

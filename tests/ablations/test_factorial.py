@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from ablations import _controls, _documents, factorial
-from ablations._controls import compared
+from ablations._controls import compared, from_trained
 from ablations._convergence import convergence, converging
 from ablations._lines import (
     BRIDGES,
@@ -24,7 +24,7 @@ from ablations._lines import (
     trials,
 )
 from ablations._outcomes import FVU, LOSS, with_shares
-from ablations._squares import WAYS, by_place, verdict
+from ablations._squares import WAYS, between_paths, by_place, paths, verdict
 from sae_bench.ablation import Finished
 from sae_bench.contrasts import Interval
 from sae_bench.plots import looks
@@ -363,8 +363,36 @@ def test_controls_are_held_against_their_own_seeds() -> None:
         ]
         return pd.DataFrame(known).assign(eval_set="held-out")
 
-    said = compared(rows(shifts, (3, 4, 9)), rows(controls, (3, 4)))
+    trained, derived = rows(shifts, (3, 4, 9)), rows(controls, (3, 4))
+    found = from_trained(trained, derived)
+    assert found.groupby("of")["mean"].mean().to_dict() == pytest.approx(
+        {
+            name: np.log(shift)
+            for name, shift in {**controls, **shifts}.items()
+            if name != "ReLU + L1"
+        }
+    )
+    assert found["n"].eq(2).all()
+    said = compared(trained, derived)
     assert "means over seeds 3, 4:" in said[0]
     assert said[1] == "  rescaled: L0 16 -10.0%, L0 32 -10.0%, L0 64 -10.0%, L0 112 -10.0%."
     assert said[2].startswith("  thresholded: L0 16 +0.0%")
     assert said[4].startswith("  ReLU + L0 (input): L0 16 -20.0%")
+
+
+def test_paths_of_the_gradient_are_compared_under_each_penalty() -> None:
+    """Planted: gradients to the input cost 0.1 under L0; the pair of L1 is not whole."""
+    shifts = {"L0 (input)": 0.1, "L0 (theta)": 0.0, "L1 (theta)": 0.3}
+    rows = [
+        {"cell": f"JumpReLU + {name}", "seed": seed, "eval_set": "held-out"}
+        | {"log_l0": np.log(l0), "log_fvu": shift - np.log(l0) + 0.2 * seed}
+        for name, shift in shifts.items()
+        for seed in range(3)
+        for l0 in (8.0, 30.0, 70.0)
+    ]
+    (row,) = between_paths(pd.DataFrame(rows), (FVU,)).to_dict("records")
+    assert (row["of"], row["to"]) == ("JumpReLU + L0 (input)", "JumpReLU + L0 (theta)")
+    assert (row["places"], row["n"]) == (3, 3)
+    assert [row[name] for name in ("low", "mean", "high")] == pytest.approx([0.1] * 3)
+    said = paths(pd.DataFrame(rows), (FVU,))
+    assert said == ["  under L0: FVU at matched L0 +10.5% [+10.5, +10.5]."]

@@ -11,7 +11,7 @@ import torch
 
 from ablations import _bandwidths, _kernel_shapes, kernels
 from ablations._threshold_measures import theta_of
-from ablations._threshold_training import decided
+from ablations._threshold_training import FVU, SHARE, decided
 from ablations._windows import SHAPES, half_window, inside, named
 from architectures import JumpReLUSAE
 from sae_bench.ablation import Finished
@@ -137,6 +137,8 @@ def test_an_effect_of_shape_is_told_from_one_of_width(
         assert (abs(gaussian[way]) > 0.05) == (expected != "equal")
     assert ("Means over L0 lie within 0.00% at equal standard" in said) == (words[1] == "equal")
     assert "So, at equal eps: " in said
+    outcomes = kernels.contrasts(results).groupby("outcome")["contrast"].nunique()
+    assert outcomes.to_dict() == {FVU.name: 3, SHARE.name: 3}
 
 
 def test_shapes_are_drawn_against_the_rectangle() -> None:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ablations import paper
 from ablations._paper_figures import BARS, CURVES, FIGURES, FIVE, KINDS, paper_points, ratios
+from ablations._paper_sites import over_sites
 from architectures.topk import AuxK
 from sae_bench.activations import JumpReLU, LogThreshold
 from sae_bench.penalties import L0
@@ -96,7 +97,7 @@ def test_the_gated_curve_of_figure_16_has_the_l0_of_the_original() -> None:
 
 def test_the_papers_order_over_sites() -> None:
     """Its text: JumpReLU is at least as good as Gated and TopK."""
-    found = paper.over_sites(POINTS, (2, 10, 11))
+    found = over_sites(POINTS, (2, 10, 11), 50)
     assert set(found) == {"Gated (Original)", "Gated (RI-L1)", "JumpReLU", "TopK (AuxK)"}
     assert {len(each) for each in found.values()} == {9}
     assert not found["JumpReLU"].any()

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ablations import paper
+from ablations import _paper_sites, paper
 from ablations._paper_figures import (
     FIGURES,
     JUMP,
@@ -182,10 +182,15 @@ def test_planted_ratios_are_found_at_every_site() -> None:
     points = points_of(TABLE)
     planted = (points["figure"] == 12) & (points["series"] == "TopK (AuxK)")
     points.loc[planted, "y"] *= 1.25
-    found = paper.over_sites(points, (12,))
+    found = _paper_sites.over_sites(points, (12,), 50)
     assert found["TopK (AuxK)"] == pytest.approx([np.log(1.25)] * 9)
     assert found["Gated (Original)"] == pytest.approx([0.0] * 9)
-    assert paper._found(found["TopK (AuxK)"]).endswith("higher at 9 of 9 sites")
+    rows = _paper_sites.by_sites(points, paper_points())
+    rows = rows[(rows["l0"] == 50) & (rows["of"] == "TopK + AuxK")].set_index("way")
+    here, there = rows.loc[_paper_sites.HERE], rows.loc[_paper_sites.THERE]
+    assert here[["mean", "n", "higher"]].tolist() == pytest.approx([np.log(1.25), 9, 9])
+    assert 0 < there["low"] < there["mean"] < there["high"]
+    assert set(rows["to"]) == {"JumpReLU"}
 
 
 def test_variants_alone() -> None:
