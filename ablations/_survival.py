@@ -8,7 +8,7 @@ import pandas as pd
 
 from ablations._lines import CELLS
 from ablations._outcomes import FVU
-from ablations._places import apart, over, reached
+from ablations._places import apart, intervals_of, reached
 from sae_bench.contrasts import Interval, matched
 
 FITTING = 0.05
@@ -35,21 +35,30 @@ def survives(effect: float, base: float, least: float) -> str:
     return "weaker" if same > least else "does not survive"
 
 
-def against(table: pd.DataFrame, part: str, base: str) -> dict[str, Interval]:
-    """log FVU of each cell of a part minus its own in `base`, mean over the places that both
-    reach.
+def from_base(table: pd.DataFrame, part: str, base: str) -> pd.DataFrame:
+    """log FVU of each cell of a part minus its own in `base`, place by place and in the mean over
+    the places that both reach: columns outcome, way (the part), of (the cell), to (`base`), and
+    those of `intervals_of`.
 
     Args:
         table: what `prepared` gives, with its parts.
         part, base: two of them.
     """
-    made = {}
+    made = [pd.DataFrame()]
     for cell in CELLS:
         rows = table[table["cell"] == cell]
         if {part, base} <= set(rows["part"]):
             found = apart(rows, FVU, "part", part, base)
-            made[cell] = over(found, reached(found))
-    return made
+            row = {"outcome": FVU.name, "way": part, "of": cell, "to": base}
+            made.append(intervals_of(found, reached(found)).assign(**row))
+    return pd.concat(made, ignore_index=True)
+
+
+def against(table: pd.DataFrame, part: str, base: str) -> dict[str, Interval]:
+    """The means over places of `from_base`, by cell. Arguments as there."""
+    found = from_base(table, part, base)
+    means = found[found["l0"].isna()] if len(found) else found
+    return {r.of: Interval(r.mean, r.low, r.high, r.n) for r in means.itertuples()}
 
 
 def unfit(

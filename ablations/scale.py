@@ -121,13 +121,13 @@ from matplotlib.figure import Figure
 
 from ablations._fallen import described, fallen
 from ablations._lines import prepared, trials
-from ablations._outcomes import FVU, PLACES, with_shares
+from ablations._outcomes import FLOOR, FVU, PLACES, with_shares
 from ablations._places import levels
 from ablations._scale_effects import OUTCOMES, SHARE, SPREAD, judged, unjudged
 from ablations._scale_figures import effects, frontiers
 from ablations._scale_settings import BASE, PARTS, PRESETS, RETUNED, SQUARE, WAY, WIDE, arms
 from ablations._squares import by_place
-from ablations._survival import FITTING, against, unfit
+from ablations._survival import FITTING, against, from_base, unfit
 from ablations._unfired import EACH, unfired
 from sae_bench.contrasts import at_each_place, compare, intervals
 from sae_bench.results import Results
@@ -162,8 +162,11 @@ def _trained(results: Results) -> pd.DataFrame:
 
 
 def _measured(results: Results) -> pd.DataFrame:
+    """Arms that have not collapsed; the loss where it is told from nothing."""
     table = _trained(results)
-    return table[table["dead"] <= COLLAPSED]
+    table = table[table["dead"] <= COLLAPSED]
+    heard = table["delta_lm_loss"] > FLOOR
+    return table.assign(log_delta_lm_loss=table["log_delta_lm_loss"].where(heard))
 
 
 def _collapsed(table: pd.DataFrame) -> Iterator[str]:
@@ -249,14 +252,16 @@ def _reached(found: pd.DataFrame) -> list[str]:
 
 
 def contrasts(results: Results) -> pd.DataFrame:
-    """The contrasts of each part, means over places and place by place; one seed, so no
-    intervals."""
+    """The contrasts of each part, means over places and place by place, then each cell against its
+    own in `BASE` (`from_base`); one seed, so no intervals."""
+    table = _measured(results)
     parts = [
         at_each_place(rows, {part: SQUARE}, OUTCOMES, "cell")
-        for part, rows in _whole(_measured(results)).items()
+        for part, rows in _whole(table).items()
     ]
     found = pd.concat(parts, ignore_index=True)
-    return found.assign(l0=np.exp(found.pop("at")))
+    beside = [from_base(table, part, BASE) for part in PARTS[1:]]
+    return pd.concat([found.assign(l0=np.exp(found.pop("at"))), *beside], ignore_index=True)
 
 
 UNFIRED = "unfired"
