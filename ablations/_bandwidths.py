@@ -191,7 +191,7 @@ def _at_rates(table: pd.DataFrame) -> Iterator[str]:
         for (kind, width), rows in found.groupby(by, sort=False) if len(found) else ():
             shown = ", ".join(
                 f"{r.threshold_lr:g} "
-                f"{say(Interval(r.mean, r.low, r.high, r.n)) if np.isfinite(r.mean) else '-'} "
+                f"{say(Interval.of(r)) if np.isfinite(r.mean) else '-'} "
                 f"(L0 {r.l0:.0f})"
                 for r in rows.sort_values("threshold_lr").itertuples()
             )
@@ -226,7 +226,7 @@ def _ran_away(table: pd.DataFrame) -> str:
 
 
 def _calls(rows: pd.DataFrame) -> dict[str, Interval]:
-    return {f"eps {r.bandwidth:g}": Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}
+    return {f"eps {r.bandwidth:g}": Interval.of(r) for r in rows.itertuples()}
 
 
 def _sentence(kind: str, rows: pd.DataFrame) -> str:

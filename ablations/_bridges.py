@@ -49,7 +49,7 @@ def beside_cells(
         shown: dict[str, dict[str, str]] = {}
         for r in rows.itertuples():
             place = "mean" if math.isnan(r.l0) else f"L0 {r.l0:g}"
-            shown.setdefault(r.of, {})[place] = say(Interval(r.mean, r.low, r.high, r.n))
+            shown.setdefault(r.of, {})[place] = say(Interval.of(r))
         table_of = pd.DataFrame.from_dict(shown, orient="index").fillna("-")
         said.append(f"{name}, over {other}:\n{text(table_of)}")
     return said

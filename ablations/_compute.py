@@ -108,11 +108,7 @@ def sentences(found: pd.DataFrame) -> list[str]:
     for cost, rows in found.groupby("compute", sort=False) if len(found) else ():
         shown = ", ".join(
             f"{r.of} (costs x{r.costs:.2f}) "
-            + (
-                Interval(r.mean, r.low, r.high, r.n).percent()
-                if np.isfinite(r.mean)
-                else "at no common compute"
-            )
+            + (Interval.of(r).percent() if np.isfinite(r.mean) else "at no common compute")
             for r in rows.itertuples()
         )
         said.append(f"    {cost}: {shown}.")

@@ -56,5 +56,5 @@ def in_words(row: Any) -> str:
     """A row of `by_sites`: the mean, and at how many sites JumpReLU's is lower."""
     if not row.n:
         return "no common range"
-    shown = Interval(row.mean, row.low, row.high, row.n).percent()
+    shown = Interval.of(row).percent()
     return f"{shown}, higher at {row.higher} of {row.n} sites"

@@ -76,7 +76,7 @@ def in_places(rows: pd.DataFrame, say: Callable[[Interval], str] = Interval.perc
         say: how an effect is said.
     """
     known = rows[rows["l0"].notna()]
-    shown = (f"L0 {r.l0:g} {say(Interval(r.mean, r.low, r.high, r.n))}" for r in known.itertuples())
+    shown = (f"L0 {r.l0:g} {say(Interval.of(r))}" for r in known.itertuples())
     return ", ".join(shown)
 
 

@@ -10,7 +10,8 @@ from sae_bench import bands, plots
 RELATIVE = (
     "Change in percent at equal L0, both curves interpolated between their settings, where all "
     "seeds of both have been measured. Curves are means over paired seeds, bands span them, "
-    "markers stand at the mean L0 of a setting."
+    "markers stand at the (geometric) mean L0 of a setting; between them curves hang on the "
+    "interpolation, which errs by some tenths of a percent."
 )
 """Caption."""
 

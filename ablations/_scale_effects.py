@@ -1,14 +1,17 @@
 """Main effects of each part of `scale`, in words."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from ablations._outcomes import FREQUENT, FVU, LOSS, OTHER_BOUNDS
+from ablations._outcomes import FLOOR, FREQUENT, FVU, LOSS, OTHER_BOUNDS
+from ablations._scale_settings import SQUARE, WAY
 from ablations._squares import SIDES, is_share
 from ablations._survival import survives
-from sae_bench.contrasts import Outcome
+from sae_bench.contrasts import Outcome, compare, matched
 
 SHARE = FREQUENT[0]
 SPREAD = {FVU: 0.01, SHARE: 0.03}
@@ -24,7 +27,34 @@ BESIDE = (
     next(each for each in FREQUENT if (each.y, each.x) == ("above_10pct", "log_l0")),
 )
 """Outcomes that were not stated before the run."""
-OUTCOMES = (*JUDGED, *BESIDE)
+
+
+def outcomes(rows: pd.DataFrame) -> list[Outcome]:
+    """What is compared in one part: the loss at those places alone where each cell costs the model
+    more than `FLOOR`.
+
+    Args:
+        rows: of one part, as `prepared`.
+    """
+    levels = matched(rows, LOSS.x, LOSS.y, LOSS.at, "cell")
+    told = tuple(levels.columns[(levels > np.log(FLOOR)).all()])
+    loss = [replace(LOSS, at=told)] if told else []
+    return [*JUDGED, *loss, *BESIDE[1:]]
+
+
+def base_there(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """The main effects of `base` over those places that a part reaches: columns of
+    `contrasts.compare`.
+
+    Args:
+        rows: of the part, as `prepared`.
+        base: likewise.
+    """
+    found = [pd.DataFrame()]
+    for outcome in JUDGED:
+        if at := tuple(outcome.places(rows, "cell", SQUARE.cells)):
+            found.append(compare(base, {WAY: SQUARE}, [replace(outcome, at=at)], "cell"))
+    return pd.concat(found, ignore_index=True)
 
 
 def _words(outcome: Outcome, effect: float) -> str:
@@ -42,11 +72,14 @@ def _sized(found: pd.DataFrame, outcome: Outcome, side: str) -> str:
     return f"{_words(outcome, float(known.loc[side, 'mean']))} ({simple}; {places} places)"
 
 
-def judged(found: pd.DataFrame, without: Iterable[str], base: str) -> Iterator[str]:
+def judged(
+    found: pd.DataFrame, there: Mapping[str, pd.DataFrame], without: Iterable[str], base: str
+) -> Iterator[str]:
     """Every main effect in every part, and what becomes of it.
 
     Args:
         found: columns of `contrasts.compare`, where way is the part.
+        there: `base_there` of each part.
         without: parts on which no verdict is given.
         base: the part that the others are compared with.
     """
@@ -54,17 +87,21 @@ def judged(found: pd.DataFrame, without: Iterable[str], base: str) -> Iterator[s
         for side in ("A", "B"):
             rows = found[(found["outcome"] == outcome.name) & (found["contrast"] == side)]
             rows = rows.set_index("way")
-            size = float(rows.loc[base, "mean"])
             if not rows.loc[base, "places"]:
                 continue
             shown = []
             for part, effect in rows["mean"].items():
                 of_part = found[(found["outcome"] == outcome.name) & (found["way"] == part)]
                 shown.append(f"{part} {_sized(of_part, outcome, side)}")
-                if part in without:
-                    shown[-1] += ": no verdict"
-                elif part != base:
-                    shown[-1] += f": {survives(float(effect), size, least)}"
+                if part == base:
+                    continue
+                same = there[str(part)]
+                same = same[(same["outcome"] == outcome.name) & (same["contrast"] == side)]
+                size = float(same["mean"].iloc[0]) if len(same) else math.nan
+                if len(same) and rows.loc[part, "places"] != rows.loc[base, "places"]:
+                    shown[-1] += f", {base} {_words(outcome, size)} there"
+                verdict = survives(float(effect), size, least)
+                shown[-1] += ": no verdict" if part in without else f": {verdict}"
             yield f"  {SIDES[side]}, {outcome.name}: {'; '.join(shown)}."
 
 
@@ -82,4 +119,5 @@ def unjudged(found: pd.DataFrame) -> Iterator[str]:
                 for part, rows in parts
                 if rows["places"].iloc[0]
             )
-            yield f"  {SIDES[side]}, {outcome.name} (not judged): {shown}."
+            if shown:
+                yield f"  {SIDES[side]}, {outcome.name} (not judged): {shown}."

@@ -1,7 +1,9 @@
 """The settings of `scale`: the four cells in the factorial's own and in seven others."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 from ablations import factorial
 from ablations._lines import LINES, TUNED
@@ -14,14 +16,12 @@ from sae_bench.arm import Arm
 from sae_bench.text import After
 
 WAY, SQUARE = next(iter(WAYS.items()))
-BASE = "base"
-PARTS = (BASE, "layer-5", "wide", "long", "slower", "wide-long", "wide-start", "wide-tuned")
-WIDE = ("wide", "wide-long", "wide-start", "wide-tuned")
+BASE, RETUNED = "base", "wide-tuned"
+PARTS = (BASE, "layer-5", "wide", "long", "slower", "wide-long", "wide-start", RETUNED)
+WIDE = ("wide", "wide-long", "wide-start", RETUNED)
 """Those of more latents."""
-RETUNED = ("wide-tuned",)
-"""Parts with rates from trials of their own."""
 BY = dict.fromkeys(SQUARE.cells, 8.0)
-"""What their trials divide the rates by."""
+"""What the trials for `RETUNED` divide the rates by."""
 FIRES = 0.075
 """w_i . (x - b_dec) above which latents fire at the start: some 2.6 standard deviations."""
 START = {
@@ -43,6 +43,15 @@ class Core(Factorial):
 
     offsets: tuple[tuple[str, float], ...] = ()
     again: tuple[tuple[str, int], ...] = ()
+
+    def slowed(self, by: Mapping[str, float]) -> Self:
+        """With the learning rates of these lines divided."""
+        tuned = zip(LINES, self.tuned, strict=True)
+        return self.replace(
+            tuned=tuple(
+                tuple(each.slower(by.get(name, 1.0)) for each in trials) for name, trials in tuned
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -73,32 +82,18 @@ class Elsewhere(Core):
             recipe=self.recipe.stretched(self.cached / 2).replace(lr_warmup=200),
             settings=self.settings[1:5],
         )
-        others = (
-            self,
-            self.replace(data=data.replace(site=self.site)),
-            self.replace(d_sae=self.width),
-            long.replace(again=(("ReLU + L1", 1), ("JumpReLU + L1 (theta)", 4))),
-            long.replace(tuned=tuple((each.slower(math.sqrt(longer)),) for (each,) in self.tuned)),
-            wider.replace(
-                tuned=tuple(
-                    (each.slower(2.0 if name in START else 8.0),)
-                    for name, (each,) in zip(LINES, self.tuned, strict=True)
-                ),
-                offsets=tuple((name, FIRES) for name in self.lines if name not in START),
-            ),
-            wider.replace(
-                tuned=tuple((each.slower(8.0),) for (each,) in self.tuned),
-                offsets=ALIKE,
-            ),
-            wider.replace(
-                tuned=tuple(
-                    (each.slower(BY.get(name, 1.0)),)
-                    for name, (each,) in zip(LINES, self.tuned, strict=True)
-                ),
-                offsets=ALIKE,
-            ),
-        )
-        return dict(zip(PARTS, others, strict=True))
+        eighth = dict.fromkeys(SQUARE.cells, 8.0)
+        of_relu = tuple((name, FIRES) for name in SQUARE.cells if name not in START)
+        return {
+            BASE: self,
+            "layer-5": self.replace(data=data.replace(site=self.site)),
+            "wide": self.replace(d_sae=self.width),
+            "long": long.replace(again=(("ReLU + L1", 1), ("JumpReLU + L1 (theta)", 4))),
+            "slower": long.slowed(dict.fromkeys(SQUARE.cells, math.sqrt(longer))),
+            "wide-long": wider.slowed(eighth | dict.fromkeys(START, 2.0)).replace(offsets=of_relu),
+            "wide-start": wider.slowed(eighth).replace(offsets=ALIKE),
+            RETUNED: wider.slowed(BY).replace(offsets=ALIKE),
+        }
 
 
 def arms(preset: Core) -> list[Arm]:

@@ -116,13 +116,16 @@ def by_place(table: pd.DataFrame, outcome: Outcome, way: str) -> list[str]:
     return said
 
 
+INPUT = {penalty: f"JumpReLU + {penalty} (input)" for penalty in ("L0", "L1")}
+
+
 def between_paths(table: pd.DataFrame, outcomes: Iterable[Outcome]) -> pd.DataFrame:
     """JumpReLU with gradients to the input (of) minus that with gradients to theta only (to), under
     either penalty, mean over the places that both reach: columns outcome, of, to, places (how
     many), mean, low, high, n."""
     rows, cells = [], set(table["cell"])
-    for penalty in ("L0", "L1"):
-        of, to = (f"JumpReLU + {penalty} ({path})" for path in ("input", "theta"))
+    for penalty, of in INPUT.items():
+        to = f"JumpReLU + {penalty} (theta)"
         for outcome in outcomes if {of, to} <= cells else ():
             found, places = difference(table, outcome, "cell", of, to)
             row = {"outcome": outcome.name, "of": of, "to": to, "places": len(places)}
@@ -134,11 +137,10 @@ def paths(table: pd.DataFrame, outcomes: Sequence[Outcome]) -> list[str]:
     """`between_paths` in words, a line a penalty."""
     found, by_name = between_paths(table, outcomes), {each.name: each for each in outcomes}
     said = []
-    for of, rows in found.groupby("of", sort=False) if len(found) else ():
+    for penalty, of in INPUT.items() if len(found) else ():
+        rows = found[found["of"] == of]
         shown = ", ".join(
-            f"{r.outcome} {saying(by_name[r.outcome])(Interval(r.mean, r.low, r.high, r.n))}"
-            for r in rows.itertuples()
+            f"{r.outcome} {saying(by_name[r.outcome])(Interval.of(r))}" for r in rows.itertuples()
         )
-        penalty = of.removeprefix("JumpReLU + ").removesuffix(" (input)")
-        said.append(f"  under {penalty}: {shown}.")
+        said += [f"  under {penalty}: {shown}."] * bool(shown)
     return said

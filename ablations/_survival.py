@@ -1,7 +1,7 @@
 """Whether a conclusion of one setting survives in another, and where that cannot be told."""
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from sae_bench.contrasts import Interval, matched
 
 FITTING = 0.05
 """Share of dead latents at L0 32 above which rates do not fit."""
+NO_OTHER: Mapping[str, str] = {}
 
 
 def survives(effect: float, base: float, least: float) -> str:
@@ -58,11 +59,11 @@ def against(table: pd.DataFrame, part: str, base: str) -> dict[str, Interval]:
     """The means over places of `from_base`, by cell. Arguments as there."""
     found = from_base(table, part, base)
     means = found[found["l0"].isna()] if len(found) else found
-    return {r.of: Interval(r.mean, r.low, r.high, r.n) for r in means.itertuples()}
+    return {r.of: Interval.of(r) for r in means.itertuples()}
 
 
 def unfit(
-    table: pd.DataFrame, parts: Iterable[str], base: str, tuned: Container[str] = ()
+    table: pd.DataFrame, parts: Iterable[str], base: str, counts: Mapping[str, str] = NO_OTHER
 ) -> dict[str, str]:
     """The parts whose rates do not fit, and why: a cell has no arm, does not reach L0 32, has over
     `FITTING` of its latents dead there, or a higher FVU than in `base`.
@@ -71,7 +72,7 @@ def unfit(
         table: what `prepared` gives, with its parts.
         parts: that are judged.
         base: what they are compared with.
-        tuned: parts with rates of their own from trials, for which dead latents are no bar.
+        counts: columns of dead latents, by part; the others': `dead`.
     """
     found = {}
     cells = set(table.loc[table["part"] == base, "cell"])
@@ -79,13 +80,17 @@ def unfit(
         kept = set(table.loc[table["part"] == part, "cell"])
         why = [f"no arm of {cell} is left" for cell in CELLS if kept and cell in cells - kept]
         for cell, rows in table[table["part"] == part].groupby("cell"):
-            dead = float(matched(rows, "log_l0", "dead", [math.log(32)], "cell").iloc[0, 0])
+            count = counts.get(part, "dead")
+            dead = float(matched(rows, "log_l0", count, [math.log(32)], "cell").iloc[0, 0])
             if math.isnan(dead):
                 why.append(f"L0 32 is not reached in {cell}")
-            elif dead > FITTING and part not in tuned:
+            elif dead > FITTING:
                 why.append(f"{dead:.0%} dead at L0 32 in {cell}")
-        worse = {cell: each for cell, each in against(table, part, base).items() if each.mean > 0}
-        why += [f"FVU {each.percent()} in {cell}" for cell, each in worse.items()]
+        for cell, each in against(table, part, base).items():
+            if math.isnan(each.mean):
+                why.append(f"no common L0 in {cell}")
+            elif each.mean > 0:
+                why.append(f"FVU {each.percent()} in {cell}")
         if why:
             found[part] = ", ".join(why)
     return found

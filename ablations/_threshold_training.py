@@ -238,7 +238,7 @@ def concluded(found: pd.DataFrame) -> str:
     """
     own = found[found["way"] == list(WAYS)[1]]
     both = own[own["contrast"] == "A"]
-    calls = {r.state: Interval(r.mean, r.low, r.high, r.n) for r in both.itertuples()}
+    calls = {r.state: Interval.of(r) for r in both.itertuples()}
     ends = own.loc[own["contrast"].isin(("A", "A without B", "A with B")), ["low", "high"]]
     return (
         f"  So, each at its own rate and in the mean of both coefficients: {decided(calls)}. "

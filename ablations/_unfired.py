@@ -21,7 +21,8 @@ CHUNK = 2048
 
 def unfired(finished: Finished) -> pd.DataFrame:
     """One row an arm: arm; unfired, the share of its latents that fire on none of the first
-    EACH * d_sae tokens it was trained on. No rows where fewer are cached."""
+    EACH * d_sae tokens it was trained on (to the end of a chunk). No rows where fewer are
+    cached."""
     tokens = EACH * finished.preset.d_sae
     arms = list(finished.table["arm"]) if finished.cache.rows >= tokens else []
     rows = [

@@ -221,7 +221,7 @@ def contrasts(results: Results) -> pd.DataFrame:
         return pd.DataFrame()
     found = at_each_place(table, WAYS, OUTCOMES, "cell")
     by_loss = found["outcome"].str.endswith("delta LM loss")
-    at = np.exp(found.pop("at"))
+    at = np.exp(found.pop("at")).round(6)
     rows = [found.assign(l0=at.where(~by_loss), delta_lm_loss=at.where(by_loss))]
     if len(results.frequencies):
         rows.append(_by_other_bounds(table, results.frequencies))

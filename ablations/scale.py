@@ -1,7 +1,7 @@
 """Do the factorial's conclusions survive another site, a wider SAE, and ten times the tokens?
 
 The four cells of the first 2x2 of `ablations/factorial.py` (activation and penalty, JumpReLU with
-gradients to theta only) in that study's setting (`base`) and in six others:
+gradients to theta only) in that study's setting (`base`) and in seven others:
 
     layer-5    residual stream after layer 5 of 30 instead of layer 9
     wide       16,384 latents instead of 1,152
@@ -11,6 +11,7 @@ gradients to theta only) in that study's setting (`base`) and in six others:
     wide-long  `wide` with 1M training tokens, one pass over the cache of `long`, a warm-up of 200
                steps, lower rates, another start of ReLU, four settings
     wide-start that with this start and these rates in all cells
+    wide-tuned that with rates from trials
 
 Stated before the run:
 - Outcomes: log FVU, and the share of L0 in latents above 10%, at L0 = 16, 32, 64, 128: means over
@@ -130,9 +131,9 @@ from matplotlib.figure import Figure
 
 from ablations._fallen import described, fallen
 from ablations._lines import prepared, trials
-from ablations._outcomes import FLOOR, FVU, PLACES, with_shares
+from ablations._outcomes import FVU, PLACES, with_shares
 from ablations._places import levels
-from ablations._scale_effects import OUTCOMES, SHARE, SPREAD, judged, unjudged
+from ablations._scale_effects import SHARE, SPREAD, base_there, judged, outcomes, unjudged
 from ablations._scale_figures import effects, frontiers
 from ablations._scale_settings import BASE, PARTS, PRESETS, RETUNED, SQUARE, WAY, WIDE, arms
 from ablations._squares import by_place
@@ -141,8 +142,13 @@ from ablations._unfired import EACH, unfired
 from sae_bench.contrasts import at_each_place, compare, intervals
 from sae_bench.results import Results
 
+UNFIRED = "unfired"
 COLLAPSED = 0.9
 """Share of dead latents above which an arm is left out."""
+
+
+COUNTS = {RETUNED: UNFIRED}
+"""How dead latents are counted, where not by the held-out tokens."""
 
 
 def _whole(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -158,24 +164,21 @@ def measured_effects(table: pd.DataFrame) -> pd.DataFrame:
         table: what `prepared` gives, with its parts and shares.
     """
     found = [
-        compare(rows, {part: SQUARE}, OUTCOMES, "cell") for part, rows in _whole(table).items()
+        compare(rows, {part: SQUARE}, outcomes(rows), "cell")
+        for part, rows in _whole(table).items()
     ]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def _trained(results: Results) -> pd.DataFrame:
     table = with_shares(prepared(results.table), results.frequencies)
-    if UNFIRED not in results.further:
-        return table
-    return table.merge(results.further[UNFIRED], on=["part", "arm"], how="left")
+    none = pd.DataFrame(columns=["part", "arm", UNFIRED])
+    return table.merge(results.further.get(UNFIRED, none), on=["part", "arm"], how="left")
 
 
 def _measured(results: Results) -> pd.DataFrame:
-    """Arms that have not collapsed; the loss where it is told from nothing."""
     table = _trained(results)
-    table = table[table["dead"] <= COLLAPSED]
-    heard = table["delta_lm_loss"] > FLOOR
-    return table.assign(log_delta_lm_loss=table["log_delta_lm_loss"].where(heard))
+    return table[table["dead"] <= COLLAPSED]
 
 
 def _collapsed(table: pd.DataFrame) -> Iterator[str]:
@@ -210,23 +213,26 @@ def _levels(table: pd.DataFrame) -> Iterator[str]:
 
 
 def answer(results: Results) -> str:
-    """Main effects of each part and whether they survive, then simple effects place by place;
-    without `BASE`: FVU at L0 40 of each line and rate."""
+    """Main effects of each part and whether they survive, then simple effects place by place. Of
+    several rates a cell, which are tuning: the trials of each."""
     table = _measured(results)
-    found = measured_effects(table)
-    if found.empty or BASE not in set(found["way"]):
+    if (table.groupby(["part", "cell"])["lr"].nunique() > 1).any():
         return trials(table).to_string(index=False)
-    without = unfit(table, PARTS[1:], BASE, RETUNED)
+    found, whole = measured_effects(table), _whole(table)
+    if BASE not in whole:
+        return ""
+    without = unfit(table, PARTS[1:], BASE, COUNTS)
+    there = {part: base_there(rows, whole[BASE]) for part, rows in whole.items()}
     said = [
         f"Main effects in the 2x2 with {WAY.removesuffix('*')}, one seed, means over common places "
         "of L0 (in brackets simple effects); a conclusion survives with the same sign and at least "
-        "half the size, and is not decided where that hangs on less than a point (FVU) or three "
-        "(shares), within which a difference may be none; no verdict where rates do not fit (a "
-        f"cell has over {FITTING:.0%} dead at L0 32, if they are from no trials of its own, or a "
-        f"higher FVU than in {BASE} at equal L0):"
+        f"half the size that {BASE} has over the same places, and is not decided where that hangs "
+        "on less than a point (FVU) or three (shares), within which a difference may be none; no "
+        f"verdict where rates do not fit (a cell has over {FITTING:.0%} dead at L0 32, in "
+        f"{RETUNED} over {EACH} tokens a latent, or a higher FVU than in {BASE} at equal L0):"
     ]
     said += [
-        *judged(found, without, BASE),
+        *judged(found, there, without, BASE),
         *unjudged(found),
         *_reached(found),
         *(f"  Rates do not fit {part}: {why}." for part, why in without.items()),
@@ -265,15 +271,16 @@ def contrasts(results: Results) -> pd.DataFrame:
     own in `BASE` (`from_base`); one seed, so no intervals."""
     table = _measured(results)
     parts = [
-        at_each_place(rows, {part: SQUARE}, OUTCOMES, "cell")
+        at_each_place(rows, {part: SQUARE}, outcomes(rows), "cell")
         for part, rows in _whole(table).items()
     ]
     found = pd.concat(parts, ignore_index=True)
     beside = [from_base(table, part, BASE) for part in PARTS[1:]]
-    return pd.concat([found.assign(l0=np.exp(found.pop("at"))), *beside], ignore_index=True)
+    return pd.concat(
+        [found.assign(l0=np.exp(found.pop("at")).round(6)), *beside], ignore_index=True
+    )
 
 
-UNFIRED = "unfired"
 FURTHER = {"thresholds": fallen, UNFIRED: unfired}
 
 
@@ -305,7 +312,7 @@ def figures(results: Results) -> dict[str, Figure]:
         rows = {part: table[table["part"] == part] for part in shown}
         drawn[name] = frontiers({part: each for part, each in rows.items() if len(each)})
     if len(found := measured_effects(table)):
-        lost = unfit(table, PARTS[1:], BASE, RETUNED)
+        lost = unfit(table, PARTS[1:], BASE, COUNTS)
         without = {part: f"{part} (no verdict)" for part in lost}
         drawn["effects"] = effects(found.replace({"way": without}), tuple(SPREAD))
     return drawn

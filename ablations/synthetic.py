@@ -332,7 +332,7 @@ def _recovery(table: pd.DataFrame, l0: float = L0) -> str:
 def contrasts(results: Results) -> pd.DataFrame:
     """The contrasts of both 2x2s, means over places and place by place."""
     found = at_each_place(_known(results), WAYS, OUTCOMES, "cell")
-    return found.assign(l0=np.exp(found.pop("at")))
+    return found.assign(l0=np.exp(found.pop("at")).round(6))
 
 
 CAPTIONS = {

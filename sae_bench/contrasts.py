@@ -8,6 +8,7 @@ been measured on both sides: nothing is extrapolated.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,11 @@ class Interval:
     low: float
     high: float
     n: int
+
+    @classmethod
+    def of(cls, row: Any) -> Self:
+        """That of a row with its four numbers."""
+        return cls(row.mean, row.low, row.high, row.n)
 
     def percent(self) -> str:
         """An effect on a logarithm, as a change in percent."""
@@ -277,4 +283,4 @@ def intervals(rows: pd.DataFrame) -> dict[str, Interval]:
     Args:
         rows: of what `compare` gives.
     """
-    return {r.contrast: Interval(r.mean, r.low, r.high, r.n) for r in rows.itertuples()}
+    return {r.contrast: Interval.of(r) for r in rows.itertuples()}

@@ -210,7 +210,8 @@ def test_a_part_that_lost_a_cell_is_not_compared() -> None:
     assert f"  Rates do not fit wide: {gone}." in said
     assert said[-1] == "Not run: long, slower, wide-long, wide-start, wide-tuned."
     assert "Place by place, wide:" not in said
-    assert set(scale.contrasts(results)["way"]) == {"base", "layer-5"}
+    found = scale.contrasts(results).dropna(subset=["contrast"])
+    assert set(found["way"]) == {"base", "layer-5"}
     scale.figures(results)
 
 
@@ -232,16 +233,30 @@ def test_no_verdict_where_rates_do_not_fit(column: str, value: float, why: str) 
     assert set(verdicts) == {"no verdict"}
 
 
-def test_dead_latents_are_no_bar_where_rates_are_from_trials() -> None:
+@pytest.mark.parametrize(("share", "fits"), [(0.04, True), (0.06, False)])
+def test_dead_latents_of_the_tuned_part_are_counted_at_its_width(share: float, fits: bool) -> None:
+    table = planted().table.replace({"part": {"layer-5": RETUNED}})
+    here = table["part"] == RETUNED
+    table.loc[here, "dead"] = 0.2
+    found = table.loc[here, ["part", "arm"]].assign(unfired=share)
+    said = scale.answer(Results(table, NONE, {"unfired": found}))
+    assert (f"Rates do not fit {RETUNED}: " not in said) == fits
+    assert ("6% dead at L0 32 in ReLU + L1" in said) != fits
+
+
+def test_effects_are_held_against_those_of_base_over_the_same_places() -> None:
+    """The activation's effect in base is twice as large at L0 16; a part that does not reach it has
+    the effect of the others."""
     results = planted()
-    table = results.table.replace({"part": {"layer-5": RETUNED[0]}})
-    table.loc[table["part"] == RETUNED[0], "dead"] = 0.2
-    before = scale.answer(Results(table, NONE))
-    table.loc[table["part"] == RETUNED[0], "fvu"] *= 2
-    after = scale.answer(Results(table, NONE))
-    assert f"Rates do not fit {RETUNED[0]}: FVU" not in before
-    assert f"Rates do not fit {RETUNED[0]}: FVU" in after
-    assert "dead at L0 32 in" not in before + after
+    table = results.table
+    low = (table["part"] == "base") & (cell(table).str.startswith("JumpReLU")) & (table["l0"] < 20)
+    table.loc[low, "fvu"] *= 0.5
+    left = table[(table["part"] != "layer-5") | (table["l0"] > 20)]
+    said = scale.answer(Results(left, NONE)).splitlines()
+    line = next(each for each in said if each.startswith("  JumpReLU for ReLU, FVU"))
+    of_base, there = re.findall(r"base (-[0-9.]+)%", line)
+    assert float(of_base) < float(there) - 5
+    assert re.search(r"; 2 places\), base -[0-9.]+% there: ", line)
 
 
 def test_latents_that_never_fire_are_told_where_they_were_counted() -> None:
@@ -256,7 +271,7 @@ def test_latents_that_never_fire_are_told_where_they_were_counted() -> None:
 
 
 def test_the_last_part_has_the_rates_of_its_trials() -> None:
-    part = STUDY.parts()[RETUNED[0]]
+    part = STUDY.parts()[RETUNED]
     arms = scale.arms(part)
     for arm, name in zip(arms, _named(arms), strict=True):
         assert arm.recipe.lr * BY[name] == pytest.approx(TUNED[name][0].lr)
@@ -309,12 +324,20 @@ def test_thresholds_of_latents_that_fired(tmp_path: Path) -> None:
     assert said == "  long, JumpReLU + L1: L0 0.6 0.30, 50%."
 
 
-def test_without_the_base_trials_are_told() -> None:
+def test_nothing_without_the_base() -> None:
     results = planted()
-    others = results.table[results.table["part"] == "wide"]
-    columns, *rows = scale.answer(Results(others, NONE)).splitlines()
+    others = results.table[results.table["part"] != "base"]
+    assert scale.answer(Results(others, NONE)) == ""
+
+
+def test_trials_are_told_from_the_best() -> None:
+    first = planted().table.query("part == 'wide'")
+    second = first.assign(lr=2 * first["lr"], fvu=0.9 * first["fvu"])
+    columns, *rows = scale.answer(Results(pd.concat([first, second]), NONE)).splitlines()
     assert columns.split() == ["cell", "lr", "threshold_lr", "activation", "kernel", "fvu"]
-    assert len(rows) == len(CELLS)
+    assert len(rows) == 2 * len(CELLS)
+    best, other = (float(row.split()[-1]) for row in rows[:2])
+    assert best == pytest.approx(0.9 * other, rel=1e-4)
 
 
 def test_a_column_of_panels_for_each_part() -> None:
