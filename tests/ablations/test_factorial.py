@@ -259,8 +259,10 @@ def test_cells_and_bridges_are_parts() -> None:
     assert list(factorial.PRESETS["pilot"].parts()) == ["cells-0", "cells-1"]
 
 
-def labels(axes: Axes) -> list[str]:
-    return [str(line.get_label()) for line in axes.lines]
+def labels(axes: Axes) -> dict[str, str]:
+    """The lines, each with the L0 it ends at."""
+    found = (str(line.get_label()).rpartition(" ") for line in axes.lines)
+    return {name: ends for name, _, ends in found}
 
 
 def test_histories_are_followed_near_two_l0s(folder: Path, finished: Results) -> None:
@@ -273,7 +275,11 @@ def test_histories_are_followed_near_two_l0s(folder: Path, finished: Results) ->
     assert found.groupby(["near", "cell"])["tokens"].max().eq(512).all()
     results = Results(finished.table, finished.frequencies, {"convergence": found})
     drawn = factorial.figures(results)
-    assert labels(drawn["convergence"].axes[0]) == list(CELLS)
+    shown = labels(drawn["convergence"].axes[0])
+    assert list(shown) == list(CELLS)
+    near = found[(found["near"] == 32) & (found["tokens"] == 512)]
+    ends = near.groupby("cell")["l0"].mean()
+    assert shown == {name: f"{ends[name]:.0f}" for name in CELLS}
     for axes in drawn["bridges_convergence"].axes:
         assert set(BRIDGES) < set(labels(axes))
 
@@ -340,7 +346,7 @@ def test_convergence_draws_the_mean_and_the_span_of_seeds() -> None:
     panels = converging(pd.DataFrame(rows[:-1]), ["ReLU + L1", "Gated"]).axes
     for axes, scale, steps in zip(panels, (1, 0.1), ([512, 1024, 1536], [512, 1024]), strict=True):
         (line,) = axes.lines
-        assert line.get_label() == "ReLU + L1"
+        assert line.get_label() == "ReLU + L1 30"
         assert np.asarray(line.get_xdata()) * 1000 == pytest.approx(steps)
         assert line.get_ydata() == pytest.approx([0.3 * scale] * len(steps))
         ends = axes.collections[0].get_paths()[0].vertices[:, 1]
