@@ -126,7 +126,7 @@ PRESETS = {
         seeds=(100,),
         lines=SQUARE.cells,
         settings=(2, 4),
-        tuned=tuple(tuple(each.slower(by) for by in (4, 8, 16)) for (each,) in TUNED.values()),
+        tuned=tuple(tuple(each.slower(by) for by in (2, 4, 8, 16)) for (each,) in TUNED.values()),
         offsets=ALIKE,
     ),
 }

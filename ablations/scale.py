@@ -307,10 +307,12 @@ def figures(results: Results) -> dict[str, Figure]:
     """FVU and the share of L0 in frequent latents against L0, a column a part; main effects."""
     table = _measured(results)
     drawn = {}
+    run = set(table["part"])
     others = tuple(part for part in PARTS if part not in WIDE)
     for name, shown in (("frontiers", others), ("width", (BASE, *WIDE))):
-        rows = {part: table[table["part"] == part] for part in shown}
-        drawn[name] = frontiers({part: each for part, each in rows.items() if len(each)})
+        rows = {part: table[table["part"] == part] for part in shown if part in run}
+        if rows:
+            drawn[name] = frontiers(rows)
     if len(found := measured_effects(table)):
         lost = unfit(table, PARTS[1:], BASE, COUNTS)
         without = {part: f"{part} (no verdict)" for part in lost}

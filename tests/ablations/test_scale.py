@@ -336,6 +336,7 @@ def test_trials_are_told_from_the_best() -> None:
     columns, *rows = scale.answer(Results(pd.concat([first, second]), NONE)).splitlines()
     assert columns.split() == ["cell", "lr", "threshold_lr", "activation", "kernel", "fvu"]
     assert len(rows) == 2 * len(CELLS)
+    assert scale.figures(Results(first.assign(part="cells-100"), NONE)) == {}
     best, other = (float(row.split()[-1]) for row in rows[:2])
     assert best == pytest.approx(0.9 * other, rel=1e-4)
 
