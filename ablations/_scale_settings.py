@@ -20,7 +20,7 @@ BASE, RETUNED = "base", "wide-tuned"
 PARTS = (BASE, "layer-5", "wide", "long", "slower", "wide-long", "wide-start", RETUNED)
 WIDE = ("wide", "wide-long", "wide-start", RETUNED)
 """Those of more latents."""
-BY = dict.fromkeys(SQUARE.cells, 8.0)
+BY = dict.fromkeys(SQUARE.cells, 2.0)
 """What the trials for `RETUNED` divide the rates by."""
 FIRES = 0.075
 """w_i . (x - b_dec) above which latents fire at the start: some 2.6 standard deviations."""
@@ -92,7 +92,12 @@ class Elsewhere(Core):
             "slower": long.slowed(dict.fromkeys(SQUARE.cells, math.sqrt(longer))),
             "wide-long": wider.slowed(eighth | dict.fromkeys(START, 2.0)).replace(offsets=of_relu),
             "wide-start": wider.slowed(eighth).replace(offsets=ALIKE),
-            RETUNED: wider.slowed(BY).replace(offsets=ALIKE),
+            RETUNED: self.replace(
+                d_sae=self.width,
+                recipe=self.recipe.replace(lr_warmup=200),
+                settings=self.settings[:5],
+                offsets=ALIKE,
+            ).slowed(BY),
         }
 
 

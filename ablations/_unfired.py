@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_bench.ablation import Finished
+from sae_bench.ablation import Data, Finished
 from sae_bench.cache import ActivationCache
 from sae_bench.plain import PlainJumpReLU
 from sae_bench.progress import shown
@@ -21,12 +21,13 @@ CHUNK = 2048
 
 def unfired(finished: Finished) -> pd.DataFrame:
     """One row an arm: arm; unfired, the share of its latents that fire on none of the first
-    EACH * d_sae tokens it was trained on (to the end of a chunk). No rows where fewer are
-    cached."""
-    tokens = EACH * finished.preset.d_sae
-    arms = list(finished.table["arm"]) if finished.cache.rows >= tokens else []
+    EACH * d_sae tokens of the training text (to the end of a chunk), cached for this where
+    training needed fewer."""
+    data, tokens = finished.preset.data, EACH * finished.preset.d_sae
+    assert isinstance(data, Data)
+    cache, arms = data.replace(tokens=tokens).cache(), list(finished.table["arm"])
     rows = [
-        (arm, never(finished.sae(arm).plain().as_jumprelu(), finished.cache, tokens))
+        (arm, never(finished.sae(arm).plain().as_jumprelu(), cache, tokens))
         for arm in shown(arms, "counting latents that never fire", len(arms), "arms")
     ]
     return pd.DataFrame(rows, columns=["arm", "unfired"])
