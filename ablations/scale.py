@@ -301,11 +301,10 @@ CAPTIONS = {
         "in another order of the data stand. x axes differ."
     ),
     "width": (
-        "One seed. `wide`: 16,384 latents; `wide-long`: these with 2.5 times the tokens, a longer "
-        "warm-up, another start of ReLU and an eighth of its rates, half of JumpReLU's; "
-        "`wide-start`: that start and an eighth of the rates in all cells. Arms "
-        "of `wide` with over 90% of the latents dead are left out, all of one cell and one of "
-        "another. x axes differ."
+        "One seed. `base`: 1,152 latents, the others 16,384 with a longer warm-up. `wide-long`: "
+        "2.5 times the tokens, another start of ReLU and an eighth of its rates, half of "
+        "JumpReLU's; `wide-start`: that start and an eighth of the rates in all cells; "
+        "`wide-tuned`: that start, a half of the rates and the tokens of `base`. x axes differ."
     ),
     "effects": (
         "Main effects of one seed: no intervals. No verdict: learning rates do not fit (above)."
@@ -314,14 +313,13 @@ CAPTIONS = {
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """FVU and the share of L0 in frequent latents against L0, a column a part; main effects."""
+    """FVU and the share of L0 in frequent latents against L0, a column a part that has all four
+    cells; main effects."""
     table = _measured(results)
-    drawn = {}
-    run = set(table["part"])
+    drawn, whole = {}, _whole(table)
     others = tuple(part for part in PARTS if part not in WIDE)
     for name, shown in (("frontiers", others), ("width", (BASE, *WIDE))):
-        rows = {part: table[table["part"] == part] for part in shown if part in run}
-        if rows:
+        if rows := {part: whole[part] for part in shown if part in whole}:
             drawn[name] = frontiers(rows)
     if len(found := measured_effects(table)):
         lost = unfit(table, PARTS[1:], BASE, COUNTS)

@@ -12,8 +12,8 @@ import torch
 
 from ablations import factorial, scale
 from ablations._fallen import described, fallen
-from ablations._lines import CELLS, TUNED, cell
-from ablations._scale_settings import BY, PARTS, RETUNED, WIDE
+from ablations._lines import CELLS, cell, prepared, trials
+from ablations._scale_settings import PARTS, RETUNED
 from ablations._survival import survives
 from architectures import JumpReLUSAE
 from sae_bench.ablation import Data, Finished
@@ -29,6 +29,7 @@ from tests.ablations.test_factorial import synthetic
 from tests.grids import tensor_cache
 
 STUDY = scale.PRESETS["study"]
+PUBLISHED = Path(__file__).parents[2] / "results"
 NONE = pd.DataFrame()
 
 
@@ -50,13 +51,14 @@ def test_parts_differ_from_the_factorial_in_one_thing() -> None:
         "slower": ["data", "recipe", "tuned"],
         "wide-long": ["data", "d_sae", "recipe", "settings", "tuned", "offsets"],
         "wide-start": ["data", "d_sae", "recipe", "settings", "tuned", "offsets"],
-        "wide-tuned": ["data", "d_sae", "recipe", "settings", "tuned", "offsets"],
+        "wide-tuned": ["d_sae", "recipe", "settings", "tuned", "offsets"],
     }
     longer, recipe = parts["long"].recipe, base.recipe
     assert (longer.tokens, longer.lr_decay) == (10 * recipe.tokens, 10 * recipe.lr_decay)
     assert parts["slower"].recipe == longer
     sizes = {name: len(scale.arms(part)) for name, part in parts.items()}
-    assert sizes == dict.fromkeys(parts, 24) | {"long": 26} | dict.fromkeys(WIDE[1:], 16)
+    fewer = {"wide-long": 16, "wide-start": 16, "wide-tuned": 20}
+    assert sizes == dict.fromkeys(parts, 24) | {"long": 26} | fewer
 
 
 def test_two_arms_are_trained_in_another_order() -> None:
@@ -106,7 +108,7 @@ def test_both_wide_parts_share_their_arms_of_relu() -> None:
 def test_trials_are_equally_many_in_all_cells_and_of_other_documents() -> None:
     tuning, start = scale.PRESETS["tuning"], STUDY.parts()["wide-start"]
     tried = scale.arms(tuning)
-    assert Counter(_named(tried)) == dict.fromkeys(start.lines, 6)
+    assert Counter(_named(tried)) == dict.fromkeys(start.lines, 8)
     rates = {(arm.recipe.lr, arm.recipe.threshold_lr) for arm in scale.arms(start)}
     assert rates < {(arm.recipe.lr, arm.recipe.threshold_lr) for arm in tried}
     offsets = {arm.slots["activation"]: arm.slots["offset"] for arm in scale.arms(start)}
@@ -270,12 +272,14 @@ def test_latents_that_never_fire_are_told_where_they_were_counted() -> None:
     assert told[0].count("3%, 3%, 3%, 3%") == len(CELLS)
 
 
-def test_the_last_part_has_the_rates_of_its_trials() -> None:
-    part = STUDY.parts()[RETUNED]
-    arms = scale.arms(part)
+def test_the_last_part_has_the_rates_that_won_the_published_trials() -> None:
+    table = prepared(pd.read_csv(PUBLISHED / "tables" / "wide_start_tuning.csv"))
+    best = trials(table, l0=30.0).groupby("cell").first()
+    arms = scale.arms(STUDY.parts()[RETUNED])
     for arm, name in zip(arms, _named(arms), strict=True):
-        assert arm.recipe.lr * BY[name] == pytest.approx(TUNED[name][0].lr)
-        assert arm.recipe.threshold_lr * BY[name] == pytest.approx(TUNED[name][0].threshold_lr)
+        won = best.loc[name]
+        assert (arm.recipe.lr, arm.recipe.threshold_lr) == (won["lr"], won["threshold_lr"])
+    assert {arm.key for arm in scale.arms(scale.PRESETS["tuning"])} == set(table["arm"])
 
 
 def test_a_part_without_a_common_place_is_not_told() -> None:

@@ -9,8 +9,9 @@ import torch
 from ablations import scale
 from ablations._unfired import CHUNK, EACH, never, unfired
 from architectures import JumpReLUSAE
-from sae_bench.ablation import Finished
+from sae_bench.ablation import Data, Finished
 from sae_bench.activations import JumpReLU, LogThreshold
+from sae_bench.cache import ActivationCache
 from sae_bench.plain import PlainJumpReLU
 from sae_bench.sae import SparseAutoencoder
 from tests.grids import tensor_cache
@@ -48,10 +49,19 @@ class Made(Finished):
         return trained()
 
 
-@pytest.mark.parametrize("more", [0, 1])
-def test_no_rows_where_too_few_tokens_are_cached(more: int, tmp_path: Path) -> None:
-    cached = tensor_cache(ROWS, D_IN)
-    preset = scale.PRESETS["study"].replace(d_sae=cached.rows // EACH + more)
+def test_tokens_are_as_many_a_latent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of a cache of the training text that has so many."""
+    asked, cached = [], tensor_cache(ROWS, D_IN)
+
+    def cache(data: Data, device: str | None = None) -> ActivationCache:
+        asked.append(data)
+        return cached
+
+    monkeypatch.setattr(Data, "cache", cache)
+    preset = scale.PRESETS["study"].replace(d_sae=CHUNK // EACH)
     found = unfired(Made(preset, pd.DataFrame({"arm": ["a"]}), tmp_path, cached))
-    assert list(found.columns) == ["arm", "unfired"]
-    assert len(found) == 1 - more
+    assert asked == [preset.data.replace(tokens=CHUNK // EACH * EACH)]
+    (row,) = found.to_dict("records")
+    plain = trained().plain()
+    assert isinstance(plain, PlainJumpReLU)
+    assert row == {"arm": "a", "unfired": never(plain, cached, CHUNK)}
