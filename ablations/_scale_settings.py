@@ -22,6 +22,8 @@ WIDE = ("wide", "wide-long", "wide-start", RETUNED)
 """Those of more latents."""
 BY = dict.fromkeys(SQUARE.cells, 2.0)
 """What the trials for `RETUNED` divide the rates by."""
+TRIED_AT = 30.0
+"""L0 at which they are compared."""
 FIRES = 0.075
 """w_i . (x - b_dec) above which latents fire at the start: some 2.6 standard deviations."""
 START = {

@@ -13,7 +13,7 @@ import torch
 from ablations import factorial, scale
 from ablations._fallen import described, fallen
 from ablations._lines import CELLS, cell, prepared, trials
-from ablations._scale_settings import PARTS, RETUNED
+from ablations._scale_settings import PARTS, RETUNED, TRIED_AT
 from ablations._survival import survives
 from architectures import JumpReLUSAE
 from sae_bench.ablation import Data, Finished
@@ -274,7 +274,7 @@ def test_latents_that_never_fire_are_told_where_they_were_counted() -> None:
 
 def test_the_last_part_has_the_rates_that_won_the_published_trials() -> None:
     table = prepared(pd.read_csv(PUBLISHED / "tables" / "wide_start_tuning.csv"))
-    best = trials(table, l0=30.0).groupby("cell").first()
+    best = trials(table, TRIED_AT).groupby("cell").first()
     arms = scale.arms(STUDY.parts()[RETUNED])
     for arm, name in zip(arms, _named(arms), strict=True):
         won = best.loc[name]
