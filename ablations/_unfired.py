@@ -40,13 +40,13 @@ def never(sae: PlainJumpReLU, cache: ActivationCache, tokens: int) -> float:
     those that are left.
 
     Args:
-        sae: takes raw activations.
-        cache: raw activations in stored order.
+        sae: takes raw activations, wherever and in whatever precision it lives.
+        cache: raw activations in stored order, anywhere.
         tokens: at least 1.
     """
     b = sae.b_enc - sae.b_dec @ sae.W_enc - sae.threshold
     left: Float[Tensor, "left d_in"] = sae.W_enc.T
     for x in islice(cache.chunks(CHUNK), -(-tokens // CHUNK)):
-        silent = ~(x @ left.T > -b).any(0)
+        silent = ~(x.to(left) @ left.T > -b).any(0)
         left, b = left[silent], b[silent]
     return len(b) / sae.d_sae

@@ -42,6 +42,13 @@ def test_as_if_all_codes_had_been_looked_at(tokens: int) -> None:
     assert never(plain, x, tokens) == pytest.approx(float(dead))
 
 
+def test_an_sae_of_another_precision() -> None:
+    """As one that lives elsewhere: rows come to it."""
+    cached, plain = tensor_cache(ROWS, D_IN), trained().double().plain()
+    assert isinstance(plain, PlainJumpReLU)
+    assert 0.05 < never(plain, cached, CHUNK) < 0.95
+
+
 class Made(Finished):
     """A run of one arm, whose SAE is made here."""
 
