@@ -82,7 +82,9 @@ def unfit(
         for cell, rows in table[table["part"] == part].groupby("cell"):
             count = counts.get(part, "dead")
             dead = float(matched(rows, "log_l0", count, [math.log(32)], "cell").iloc[0, 0])
-            if math.isnan(dead):
+            if rows[count].isna().all():
+                why.append(f"dead latents were not counted in {cell}")
+            elif math.isnan(dead):
                 why.append(f"L0 32 is not reached in {cell}")
             elif dead > FITTING:
                 why.append(f"{dead:.0%} dead at L0 32 in {cell}")

@@ -244,6 +244,8 @@ def test_dead_latents_of_the_tuned_part_are_counted_at_its_width(share: float, f
     said = scale.answer(Results(table, NONE, {"unfired": found}))
     assert (f"Rates do not fit {RETUNED}: " not in said) == fits
     assert ("6% dead at L0 32 in ReLU + L1" in said) != fits
+    uncounted = scale.answer(Results(table, NONE))
+    assert f"Rates do not fit {RETUNED}: dead latents were not counted in " in uncounted
 
 
 def test_effects_are_held_against_those_of_base_over_the_same_places() -> None:
